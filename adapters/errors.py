@@ -1,0 +1,76 @@
+"""Everything that can go wrong with an adapter as an artifact, as one tree.
+
+AdapterError
+├── UploadError                  what was sent cannot be taken in
+│   ├── UploadTooLarge           larger than the server allows, before or while unpacking
+│   └── UnsafeArchive            a path, link, device or bomb that no honest archive needs
+├── InvalidAdapter               unpacked, but it is not an adapter this base can serve
+├── NotFound                     no such adapter, version or alias
+├── Conflict                     the request contradicts what is registered
+├── StoreError                   the blob store is damaged or cannot be written
+└── TrainError                   a training run cannot start or cannot go on
+    ├── ConfigError              the configuration is wrong
+    ├── DataError                the data is wrong; the message names file:line:field
+    └── NotServable              training ended, but the result would not be served
+
+A message says what was got, what was expected and what to do. `code` is a stable, machine-readable reason; the
+server turns the class into an HTTP status (server/problems.py) and passes `code` on. Nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+
+class AdapterError(Exception):
+    """Root of the tree. `code` names the reason in a form that programs can compare."""
+
+    code = "adapter_error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+
+class UploadError(AdapterError):
+    code = "bad_upload"
+
+
+class UploadTooLarge(UploadError):
+    code = "upload_too_large"
+
+
+class UnsafeArchive(UploadError):
+    code = "unsafe_archive"
+
+
+class InvalidAdapter(AdapterError):
+    code = "invalid_adapter"
+
+
+class NotFound(AdapterError):
+    code = "not_found"
+
+
+class Conflict(AdapterError):
+    code = "conflict"
+
+
+class StoreError(AdapterError):
+    code = "store_error"
+
+
+class TrainError(AdapterError):
+    code = "train_error"
+
+
+class ConfigError(TrainError):
+    code = "bad_config"
+
+
+class DataError(TrainError):
+    code = "bad_data"
+
+
+class NotServable(TrainError):
+    code = "not_servable"

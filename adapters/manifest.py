@@ -1,0 +1,55 @@
+"""What we know of one adapter version: a frozen record, stored in the registry and shown over HTTP.
+
+It knows nothing of files, databases or engines; those modules pass it around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Facts read from an adapter's own files, never from what a client claims about them."""
+
+    digest: str
+    """`sha256:<64 hex>` over the names and bytes of all kept files: the identity of the version."""
+    size_bytes: int
+    """Sum of the kept files."""
+    kind: str
+    """PEFT's `peft_type` in lower case, for example `lora`."""
+    rank: int
+    """The largest rank of any module."""
+    alpha: float
+    """`lora_alpha` of the configuration."""
+    target_modules: tuple[str, ...]
+    """Last name parts of the modules that carry weights, sorted: `("down_proj", "q_proj")`."""
+    module_count: int
+    """How many modules of the base the adapter changes."""
+    parameter_count: int
+    dtype: str
+    """Storage type of the tensors as safetensors spells it: `F32`, `BF16`, or `mixed`."""
+    base_model: str
+    """`base_model_name_or_path` as the adapter gives it; information, not a check."""
+    base_fingerprint: str | None = None
+    """Fingerprint of the base it was trained on, where its maker recorded one."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Kept file name → `sha256` hex of its bytes."""
+    warnings: tuple[str, ...] = ()
+    """Things a person should know that do not prevent serving."""
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from: training run, seed, data digest, tool versions."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Evaluation results its maker recorded."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        values = dict(data)
+        for name in ("target_modules", "warnings"):
+            values[name] = tuple(values.get(name, ()))
+        return cls(**values)
