@@ -1,0 +1,205 @@
+"""NF4 as a format, and the two defects of bitsandbytes 0.50 around it on a CPU.
+
+A weight of `shape` is read as one flat row of values: two 4-bit codes a byte (the high half first), and one float
+scale (`absmax`) for every `blocksize` values, whatever the row length. The defects, both silent:
+
+- The AVX512 `dequantize_4bit` starts a new block at every row, so a row length that is a multiple of 16 but not of
+  the block size comes out wrong (relative error 0.2 to 0.4). `repair_dequantize` sends those shapes elsewhere.
+- An `eval()` forward on a CPU with AVX512-BF16 repacks the weights in place into a layout that has no autograd and
+  that merging misreads. `keep_unpacked` forbids it.
+
+Knows nothing of vLLM or PEFT. torch and bitsandbytes are imported when a function runs, so importing this is cheap.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from adapters.errors import TrainError
+
+if TYPE_CHECKING:
+    import torch
+
+# The 16 levels of NormalFloat4, from the QLoRA paper (appendix E): quantiles of N(0, 1) scaled to [-1, 1].
+NF4_CODE = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+TOLERANCE = 1e-2
+"""Relative error above which a kernel is wrong: rounding to bfloat16 gives up to 0.004, the defect 0.2 and more."""
+
+_SUSPECTS = (((16, 96), 64), ((16, 16), 64), ((16, 576), 128))
+"""(shape, blocksize) where rows and blocks do not end together; if these are right there is nothing to repair."""
+
+_library: Any = None
+"""The torch library that holds our override: the override is undone when it is collected."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A layer shape whose weights bitsandbytes does not give back as the format says."""
+
+    shape: tuple[int, ...]
+    blocksize: int
+    relative_error: float
+
+
+def keep_unpacked(model: torch.nn.Module) -> int:
+    """Forbid the in-place CPU repacking on every Linear4bit of `model`; how many there are.
+
+    Call it before the first forward. Raises TrainError if a layer is packed already: its gradients would be wrong.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+            raise TrainError(
+                "an NF4 layer is already repacked for CPU inference, so gradients and merges would be wrong; "
+                "load the base again and call keep_unpacked before the first forward",
+                code="packed_weights",
+            )
+        layer.support_avx512bf16_for_cpu = False
+    return len(layers)
+
+
+def layer_shapes(model: torch.nn.Module) -> list[tuple[int, ...]]:
+    """The distinct shapes of the 4-bit layers of `model`, for `self_test`."""
+    states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
+    return sorted({tuple(state.shape) for state in states if state is not None})
+
+
+def reference_dequantize(
+    packed: torch.Tensor,
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    blocksize: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The values of `packed`, by the definition of the format: code of each half byte times its block's absmax."""
+    import torch
+
+    count = math.prod(shape)
+    code = code.float()
+    pairs = torch.stack([code.repeat_interleave(16), code.repeat(16)], dim=1)  # byte -> (high half, low half)
+    values = pairs.index_select(0, packed.reshape(-1).view(torch.uint8).int()).reshape(-1)[:count]
+    whole = count - count % blocksize
+    scales = absmax.reshape(-1).float()
+    values[:whole].view(-1, blocksize).mul_(scales[: whole // blocksize, None])
+    if whole < count:
+        values[whole:].mul_(scales[whole // blocksize])
+    return values.reshape(tuple(shape)).to(dtype)
+
+
+def repair_dequantize() -> None:
+    """Make bitsandbytes dequantise every 4-bit shape rightly on the CPU. Idempotent; nothing where it already does.
+
+    The override sits on the torch operator, which is where functional.dequantize_4bit, gemm_4bit, gemv_4bit and the
+    backward pass all arrive. Each shape is tried once against the reference and keeps the native kernel if right.
+    """
+    global _library
+    if _library is not None or all(_round_trip_error(shape, block) < TOLERANCE for shape, block in _SUSPECTS):
+        return
+    import torch
+
+    native = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+    _library = torch.library.Library("bitsandbytes", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that a kernel is overridden: that is the point
+        _library.impl("dequantize_4bit", _choosing_kernel(native), "CPU", with_keyset=True, allow_override=True)
+
+
+def self_test(shapes: Iterable[Sequence[int]], blocksize: int = 64) -> list[Mismatch]:
+    """Quantise and dequantise random weights of each layer shape; the shapes that come back wrong (none: all well).
+
+    Only as many rows as a defect needs to show are tried, so the shapes of a 7B model cost milliseconds.
+    """
+    errors = {shape: _round_trip_error(shape, blocksize) for shape in {tuple(shape) for shape in shapes}}
+    return [Mismatch(shape, blocksize, error) for shape, error in sorted(errors.items()) if error >= TOLERANCE]
+
+
+def _choosing_kernel(native: Any) -> Any:
+    """The operator's new CPU kernel: the native one for the shapes it gets right, else the reference."""
+    verdicts: dict[tuple[Any, ...], bool] = {}
+
+    def dequantize_4bit(
+        keys: Any,
+        packed: torch.Tensor,
+        absmax: torch.Tensor,
+        blocksize: int,
+        quant_type: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        key = (_telling_rows(shape, blocksize), shape[-1], blocksize, quant_type, dtype)
+        if key not in verdicts:
+            verdicts[key] = _kernel_error(lambda *given: native.call_boxed(keys, *given), *key) < TOLERANCE
+        if verdicts[key]:
+            return native.call_boxed(keys, packed, absmax, blocksize, quant_type, shape, dtype)
+        return reference_dequantize(packed, absmax, _code(quant_type), blocksize, shape, dtype)
+
+    return dequantize_4bit
+
+
+def _kernel_error(kernel: Any, rows: int, columns: int, blocksize: int, quant_type: str, dtype: torch.dtype) -> float:
+    """Relative error of `kernel` on random codes. The scales get slack behind them: a wrong kernel reads too far."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    count = rows * columns
+    blocks = math.ceil(count / blocksize)
+    packed = torch.randint(0, 256, (math.ceil(count / 2), 1), dtype=torch.uint8, generator=generator)
+    absmax = torch.rand(blocks + rows * math.ceil(columns / blocksize), generator=generator)[:blocks]
+    got = kernel(packed, absmax, blocksize, quant_type, [rows, columns], dtype)
+    return _relative_error(
+        got, reference_dequantize(packed, absmax, _code(quant_type), blocksize, (rows, columns), torch.float32)
+    )
+
+
+def _round_trip_error(shape: Sequence[int], blocksize: int) -> float:
+    """Relative error of bitsandbytes' dequantise after its own quantise, through its public functions."""
+    import torch
+    from bitsandbytes import functional
+
+    sample = (_telling_rows(shape, blocksize), shape[-1])
+    weight = torch.randn(sample, generator=torch.Generator().manual_seed(0))
+    packed, state = functional.quantize_4bit(weight, blocksize=blocksize, quant_type="nf4")
+    code = torch.tensor(NF4_CODE)
+    expected = reference_dequantize(packed, state.absmax, code, blocksize, sample, torch.float32)
+    return _relative_error(functional.dequantize_4bit(packed, state), expected)
+
+
+def _telling_rows(shape: Sequence[int], blocksize: int) -> int:
+    """How many rows of `shape` a defect needs to show itself: enough for four blocks and four rows."""
+    return min(math.prod(shape[:-1]), max(4, math.ceil(4 * blocksize / shape[-1])))
+
+
+def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.float() - expected).norm() / expected.norm())
+
+
+@cache
+def _code(quant_type: str) -> torch.Tensor:
+    import torch
+    from bitsandbytes import functional
+
+    return torch.tensor(NF4_CODE) if quant_type == "nf4" else functional.get_4bit_type(quant_type, device="cpu")
