@@ -13,6 +13,7 @@ Knows nothing of vLLM or PEFT. torch and bitsandbytes are imported when a functi
 
 from __future__ import annotations
 
+import ctypes
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -114,18 +115,17 @@ def repair_dequantize() -> None:
     """Make bitsandbytes dequantise every 4-bit shape rightly on the CPU. Idempotent; nothing where it already does.
 
     The override sits on the torch operator, which is where functional.dequantize_4bit, gemm_4bit, gemv_4bit and the
-    backward pass all arrive. Each shape is tried once against the reference and keeps the native kernel if right.
+    backward pass all arrive.
     """
     global _library
     if _library is not None or all(_round_trip_error(shape, block) < TOLERANCE for shape, block in _SUSPECTS):
         return
     import torch
 
-    native = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
     _library = torch.library.Library("bitsandbytes", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch warns that a kernel is overridden: that is the point
-        _library.impl("dequantize_4bit", _choosing_kernel(native), "CPU", with_keyset=True, allow_override=True)
+        _library.impl("dequantize_4bit", _repaired_kernel(), "CPU", allow_override=True)
 
 
 def self_test(shapes: Iterable[Sequence[int]], blocksize: int = 64) -> list[Mismatch]:
@@ -137,12 +137,16 @@ def self_test(shapes: Iterable[Sequence[int]], blocksize: int = 64) -> list[Mism
     return [Mismatch(shape, blocksize, error) for shape, error in sorted(errors.items()) if error >= TOLERANCE]
 
 
-def _choosing_kernel(native: Any) -> Any:
-    """The operator's new CPU kernel: the native one for the shapes it gets right, else the reference."""
-    verdicts: dict[tuple[Any, ...], bool] = {}
+def _repaired_kernel() -> Any:
+    """The operator's new CPU kernel: each shape keeps the native code in the layout found right for it.
+
+    Calling the native code directly rather than through torch costs no more than the kernel that is replaced.
+    """
+    import torch
+
+    layouts: dict[tuple[Any, ...], tuple[int, int] | None] = {}
 
     def dequantize_4bit(
-        keys: Any,
         packed: torch.Tensor,
         absmax: torch.Tensor,
         blocksize: int,
@@ -150,29 +154,65 @@ def _choosing_kernel(native: Any) -> Any:
         shape: Sequence[int],
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        key = (_telling_rows(shape, blocksize), shape[-1], blocksize, quant_type, dtype)
-        if key not in verdicts:
-            verdicts[key] = _kernel_error(lambda *given: native.call_boxed(keys, *given), *key) < TOLERANCE
-        if verdicts[key]:
-            return native.call_boxed(keys, packed, absmax, blocksize, quant_type, shape, dtype)
-        return reference_dequantize(packed, absmax, _code(quant_type), blocksize, shape, dtype)
+        key = (quant_type, dtype, blocksize, *shape)
+        if key not in layouts:
+            layouts[key] = _right_layout(shape, blocksize, quant_type, dtype)
+        layout = layouts[key]
+        if layout is None:
+            return reference_dequantize(packed, absmax, _code(quant_type), blocksize, shape, dtype)
+        out = torch.empty(shape, dtype=dtype)
+        _native(packed, absmax, out, layout, blocksize, quant_type)
+        return out
 
     return dequantize_4bit
 
 
-def _kernel_error(kernel: Any, rows: int, columns: int, blocksize: int, quant_type: str, dtype: torch.dtype) -> float:
-    """Relative error of `kernel` on random codes. The scales get slack behind them: a wrong kernel reads too far."""
+def _right_layout(shape: Sequence[int], blocksize: int, quant_type: str, dtype: torch.dtype) -> tuple[int, int] | None:
+    """The (rows, columns) to tell the native code so that its answer is right; None if there is none.
+
+    The values are one flat row to the format, so any factorisation of their number describes the same weight: the
+    true one if that works, else one block a row, which is where the native code expects blocks to start.
+    """
+    count = math.prod(shape)
+    layouts = [(math.prod(shape[:-1]), shape[-1])]
+    if count % blocksize == 0:
+        layouts.append((count // blocksize, blocksize))
+    fits = (layout for layout in layouts if layout[1] % 2 == 0 and blocksize < 2048)  # bitsandbytes' own limits
+    return next((layout for layout in fits if _is_right(layout, blocksize, quant_type, dtype)), None)
+
+
+def _is_right(layout: tuple[int, int], blocksize: int, quant_type: str, dtype: torch.dtype) -> bool:
+    """Try the native code on random codes. The scales have slack behind them: a wrong layout reads too far."""
     import torch
 
+    rows, columns = _sample(layout, blocksize)
     generator = torch.Generator().manual_seed(0)
-    count = rows * columns
-    blocks = math.ceil(count / blocksize)
-    packed = torch.randint(0, 256, (math.ceil(count / 2), 1), dtype=torch.uint8, generator=generator)
-    absmax = torch.rand(blocks + rows * math.ceil(columns / blocksize), generator=generator)[:blocks]
-    got = kernel(packed, absmax, blocksize, quant_type, [rows, columns], dtype)
-    return _relative_error(
-        got, reference_dequantize(packed, absmax, _code(quant_type), blocksize, (rows, columns), torch.float32)
-    )
+    packed = torch.randint(0, 256, (rows * columns // 2,), dtype=torch.uint8, generator=generator)
+    absmax = torch.rand(rows * math.ceil(columns / blocksize), generator=generator)
+    out = torch.empty((rows, columns), dtype=dtype)
+    _native(packed, absmax, out, (rows, columns), blocksize, quant_type)
+    code = _code(quant_type)
+    expected = reference_dequantize(packed, absmax, code, blocksize, (rows, columns), torch.float32)
+    return _relative_error(out, expected) < TOLERANCE
+
+
+def _native(
+    packed: torch.Tensor,
+    absmax: torch.Tensor,
+    out: torch.Tensor,
+    layout: tuple[int, int],
+    blocksize: int,
+    quant_type: str,
+) -> None:
+    """Call bitsandbytes' C code. The tensors stay referenced here until it returns."""
+    import torch
+    from bitsandbytes.cextension import lib
+
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    function = getattr(lib, f"cdequantize_blockwise_cpu_{quant_type}_{names[out.dtype]}")
+    packed, absmax = packed.contiguous(), absmax.float().contiguous()
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (packed, absmax, out))
+    function(*pointers, *(ctypes.c_longlong(number) for number in (blocksize, *layout)))
 
 
 def _round_trip_error(shape: Sequence[int], blocksize: int) -> float:
@@ -180,7 +220,7 @@ def _round_trip_error(shape: Sequence[int], blocksize: int) -> float:
     import torch
     from bitsandbytes import functional
 
-    sample = (_telling_rows(shape, blocksize), shape[-1])
+    sample = _sample(shape, blocksize)
     weight = torch.randn(sample, generator=torch.Generator().manual_seed(0))
     packed, state = functional.quantize_4bit(weight, blocksize=blocksize, quant_type="nf4")
     code = torch.tensor(NF4_CODE)
@@ -188,9 +228,9 @@ def _round_trip_error(shape: Sequence[int], blocksize: int) -> float:
     return _relative_error(functional.dequantize_4bit(packed, state), expected)
 
 
-def _telling_rows(shape: Sequence[int], blocksize: int) -> int:
-    """How many rows of `shape` a defect needs to show itself: enough for four blocks and four rows."""
-    return min(math.prod(shape[:-1]), max(4, math.ceil(4 * blocksize / shape[-1])))
+def _sample(shape: Sequence[int], blocksize: int) -> tuple[int, int]:
+    """`shape` with no more rows than a defect needs to show itself: four blocks and four rows."""
+    return min(math.prod(shape[:-1]), max(4, math.ceil(4 * blocksize / shape[-1]))), shape[-1]
 
 
 def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

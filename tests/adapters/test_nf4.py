@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-ROW_LENGTHS = (*range(16, 641, 16), 34, 70, 98)
+ROW_LENGTHS = (*range(16, 641, 16), 17, 34, 70, 98)
 
 
 def run_alone(script: str) -> str:
@@ -63,9 +63,10 @@ def test_our_code_table_is_the_one_of_bitsandbytes() -> None:
 @pytest.mark.usefixtures("repaired")
 def test_repaired_equals_reference(blocksize: int) -> None:
     for columns in ROW_LENGTHS:
-        packed, state = quantize((24, columns), blocksize)
-        got = bitsandbytes.functional.dequantize_4bit(packed, state)
-        assert torch.equal(got, expected(packed, state)), (columns, blocksize)
+        for rows in (7, 24, 256):  # 7: no whole number of blocks
+            packed, state = quantize((rows, columns), blocksize)
+            got = bitsandbytes.functional.dequantize_4bit(packed, state)
+            assert torch.equal(got, expected(packed, state)), (rows, columns, blocksize)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
