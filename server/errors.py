@@ -2,6 +2,7 @@
 
 ServerError
 ├── BadRequest                the body or a parameter is wrong
+│   └── RequestTooLarge       the body is larger than the server reads
 ├── AuthenticationFailed      no key, or one we do not know
 ├── PermissionDenied          a known key without the scope
 ├── ModelNotFound             no base, adapter, version or alias of that name
@@ -31,6 +32,10 @@ class ServerError(Exception):
 
 class BadRequest(ServerError):
     code = "bad_request"
+
+
+class RequestTooLarge(BadRequest):
+    code = "request_too_large"
 
 
 class AuthenticationFailed(ServerError):

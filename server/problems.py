@@ -6,7 +6,6 @@ Every failure leaves as OpenAI's `{"error": {"message", "type", "param", "code"}
 from __future__ import annotations
 
 import json
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,11 +16,10 @@ from starlette.exceptions import HTTPException
 from adapters import errors as artifact
 from server import errors
 
-log = logging.getLogger(__name__)
-
 STATUS: dict[type[Exception], int] = {
     errors.ServerError: 500,
     errors.BadRequest: 400,
+    errors.RequestTooLarge: 413,
     errors.AuthenticationFailed: 401,
     errors.PermissionDenied: 403,
     errors.ModelNotFound: 404,
@@ -75,7 +73,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(artifact.AdapterError, _known)
     app.add_exception_handler(HTTPException, _framework)
     app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(Exception, _unknown)
 
 
 async def _known(_: Request, error: Exception) -> JSONResponse:
@@ -94,8 +91,3 @@ async def _validation(_: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     return JSONResponse(body(400, f"{where}: {first['msg']}", param=where, code="bad_request"), 400)
-
-
-async def _unknown(_: Request, error: Exception) -> JSONResponse:
-    log.error("unhandled error", exc_info=error)
-    return response(error)

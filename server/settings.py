@@ -151,7 +151,7 @@ def load_settings(argv: Sequence[str] = ()) -> Settings:
     if not settings.has_keys and not settings.listens_on_loopback:
         raise SettingsError(
             f"host is {settings.host!r}, but no API key is set: without keys the server listens on loopback only. "
-            "Create one with `loraplex keys new --key-file keys.toml --scopes infer,publish,admin` "
+            "Create one with `loraplex keys new --id me --key-file keys.toml --scopes infer,publish,admin` "
             "and start with --key-file keys.toml."
         )
     return settings

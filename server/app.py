@@ -1,0 +1,87 @@
+"""Composition root: settings → wired services → an ASGI application. Nothing else builds a collaborator."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from adapters.archive import UploadLimits
+from adapters.base import BaseModel
+from adapters.ingest import Ingest
+from adapters.registry import Registry
+from adapters.store import LocalStore
+from server import problems
+from server.base import find_base
+from server.engine import vllm_args
+from server.engine.fake import FakeEngine
+from server.engine.pool import EnginePool
+from server.engine.protocol import Engine
+from server.engine.vllm import VllmEngine
+from server.generate import Generator
+from server.keys import load_keys
+from server.lifecycle import Lifecycle
+from server.logs import Edge
+from server.residency import Residency
+from server.resolve import Resolver
+from server.routes import adapters, generation, health, models, operations
+from server.services import Services
+from server.settings import Settings
+from server.telemetry import Telemetry
+
+
+def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None = None) -> FastAPI:
+    """The application, unstarted. `build_engine` replaces the engine that the settings name (tests)."""
+    base = find_base(settings)
+    services = wire(settings, base, build_engine or engine_builder(settings, base))
+    app = FastAPI(title="loraplex", lifespan=_lifespan, openapi_url=None)
+    app.state.services = services
+    app.state.keys = load_keys(settings.api_keys, settings.key_file)
+    app.add_middleware(Edge)
+    problems.install(app)
+    for noun in (generation.router, models.router, adapters.reading, adapters.changing):
+        app.include_router(noun)
+    app.include_router(operations.router)
+    app.include_router(health.router)
+    return app
+
+
+def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]) -> Services:
+    """Build every collaborator once."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    store = LocalStore(settings.data_dir / "adapters")
+    registry = Registry(settings.registry_url)
+    limits = UploadLimits(settings.max_upload_bytes, settings.max_upload_files)
+    ingest = Ingest(store, registry, base, limits, settings.max_lora_rank)
+    pool = EnginePool(build_engine, on_loss=lambda: residency.forget_all())
+    residency = Residency(pool.running, settings.resident_adapters, settings.adapter_wait_s)
+    lifecycle = Lifecycle(registry, ingest, residency)
+    telemetry = Telemetry(settings.max_metric_adapters)
+    resolver = Resolver(registry, store, base.name)
+    generator = Generator(pool, resolver, residency, lifecycle, telemetry, settings.max_request_bytes)
+    return Services(settings, base, registry, ingest, pool, residency, lifecycle, generator, telemetry)
+
+
+def engine_builder(settings: Settings, base: BaseModel) -> Callable[[], Engine]:
+    """A maker of fresh engines, for the first start and for every rebuild."""
+    if settings.engine == "fake":
+        return lambda: FakeEngine(base.name, capacity=settings.resident_adapters + 1)
+    vllm_args.prepare_environment(settings)
+    targets = {module.rpartition(".")[2] for module in base.modules}
+    argv = vllm_args.command_line(settings, base.path, base.name, targets)
+    return lambda: VllmEngine(argv)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    services.ingest.sweep()
+    services.pool.open()
+    await services.lifecycle.resume()
+    try:
+        yield
+    finally:
+        await services.lifecycle.close()
+        await services.pool.close()
+        services.registry.close()

@@ -1,0 +1,40 @@
+"""Which base model to serve: the `model` setting → a local directory, described. Fetches nothing by surprise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapters.base import BaseModel
+from adapters.demo_base import DEMO_NAME, prepare_demo_base
+from server.errors import SettingsError
+from server.settings import Settings
+
+
+def find_base(settings: Settings) -> BaseModel:
+    """Describe the base. Raises SettingsError for one that is not there. May take a minute (demo base, large base)."""
+    path = _directory(settings)
+    name = settings.served_model_name or (DEMO_NAME if settings.model == "demo" else path.name)
+    return BaseModel.read(path, name=name, cache_dir=settings.data_dir / "fingerprints")
+
+
+def _directory(settings: Settings) -> Path:
+    if settings.model == "demo":
+        return prepare_demo_base(settings.data_dir / "base" / DEMO_NAME)
+    local = Path(settings.model).expanduser()
+    if (local / "config.json").exists():
+        return local.absolute()
+    if local.exists() or settings.model.count("/") != 1:
+        raise SettingsError(
+            f"model is {settings.model!r}: no directory with a config.json there, and not a hub id (org/name) either"
+        )
+    return _from_hub(settings.model)
+
+
+def _from_hub(model_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SettingsError(f"model {model_id!r} could not be fetched from the hub: {error}") from None

@@ -1,0 +1,95 @@
+"""`loraplex`: one command, a word for each job. Heavy imports wait until the word is known."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from server.errors import SettingsError
+
+USAGE = """usage: loraplex <command> [options]
+
+  serve    serve the base model and its adapters          loraplex serve --help
+  train    make an adapter                                 loraplex train --help
+  keys     make an API key                                 loraplex keys new --help
+  demo     train two adapters, serve them, chat with them  loraplex demo --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 wrongly called or configured (train has its own, see `loraplex train --help`)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {"serve": serve, "train": train, "keys": keys, "demo": demo}
+    if not arguments or arguments[0] not in commands:
+        asked_for_help = arguments[:1] in (["-h"], ["--help"])
+        print(USAGE, file=sys.stdout if asked_for_help else sys.stderr, end="")
+        return 0 if asked_for_help else 2
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except SettingsError as error:
+        print(f"loraplex {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def serve(argv: list[str]) -> int:
+    """Run the server until SIGINT or SIGTERM. Exit code 1 when the engine's first start fails."""
+    from server.settings import load_settings
+
+    settings = load_settings(argv)
+
+    import uvicorn
+
+    from server import logs
+    from server.app import create_app
+
+    logs.configure(settings.log_level)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+    )
+    server = uvicorn.Server(config)
+    pool = app.state.services.pool
+    pool.on_first_failure = lambda: setattr(server, "should_exit", True)
+    server.run()
+    return 1 if pool.never_started else 0
+
+
+def train(argv: list[str]) -> int:
+    from adapters.train.cli import main as train_main
+
+    return train_main(argv)
+
+
+def keys(argv: list[str]) -> int:
+    """Print a new key once and append its hash to the key file."""
+    from server.keys import SCOPES, create_key
+
+    parser = argparse.ArgumentParser(prog="loraplex keys")
+    new = parser.add_subparsers(required=True, metavar="new").add_parser("new", help="make a key")
+    new.add_argument("--key-file", type=Path, required=True, help="file of hashed keys, made if missing")
+    new.add_argument("--id", required=True, help="a name for the key, shown in logs")
+    new.add_argument("--scopes", default="infer", help=f"comma separated, of {', '.join(sorted(SCOPES))}")
+    chosen = parser.parse_args(argv)
+    secret = create_key(chosen.key_file, chosen.id, chosen.scopes.split(","))
+    print(secret)
+    print(f"Keep it: only its hash is in {chosen.key_file}.", file=sys.stderr)
+    return 0
+
+
+def demo(argv: list[str]) -> int:
+    from server.demo import main as demo_main
+
+    return demo_main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

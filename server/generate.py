@@ -1,0 +1,158 @@
+"""FLOW request: resolve → lease → generate → answer. Whatever happens, the lease ends after the engine's work does.
+
+The flow of `Generator.answer` is the whole story; `LeasedStream` carries it on when the answer is streamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.engine.pool import EnginePool
+from server.engine.protocol import Answer, Endpoint, Generation
+from server.errors import BadRequest, CorruptedOutput, RequestTooLarge, ServerError
+from server.lifecycle import Lifecycle
+from server.residency import Residency
+from server.resolve import Resolver, Target
+from server.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class Generator:
+    """Answers generation requests; one for the whole server."""
+
+    def __init__(
+        self,
+        pool: EnginePool,
+        resolver: Resolver,
+        residency: Residency,
+        lifecycle: Lifecycle,
+        telemetry: Telemetry,
+        max_request_bytes: int,
+    ) -> None:
+        self._pool = pool
+        self._resolver = resolver
+        self._residency = residency
+        self._lifecycle = lifecycle
+        self._telemetry = telemetry
+        self._max_request_bytes = max_request_bytes
+
+    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
+        """One HTTP request in, one response out. A client that leaves takes its generation with it."""
+        body = await read_json(request, self._max_request_bytes)
+        target = await asyncio.to_thread(self._resolver.resolve, _model_of(body))
+        return await _until_disconnect(request, lambda: self._generate(endpoint, body, target))
+
+    async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:
+        engine = self._pool.running()
+        async with AsyncExitStack() as held:
+            adapter = None
+            if target.version is not None:
+                assert target.path is not None
+                adapter = await held.enter_async_context(self._residency.lease(target.engine_name, target.path))
+            generation = Generation(endpoint, body, uuid.uuid4().hex, target.asked, adapter)
+            try:
+                answer = await held.enter_async_context(engine.generate(generation))
+            except ServerError as error:
+                await self._corrupted(error, target)
+                raise
+            held.push_async_callback(self._record, endpoint, target, answer)
+            if answer.events is None:
+                return JSONResponse(answer.body, answer.status, _headers(target))
+            return LeasedStream(answer.events, held.pop_all(), _headers(target))
+
+    async def _record(self, endpoint: Endpoint, target: Target, answer: Answer) -> None:
+        adapter = target.version.adapter if target.version else self._resolver.base_name
+        self._telemetry.request(adapter, endpoint, answer.status, answer.stats)
+        if answer.stats.corrupted:
+            await self._corrupted(CorruptedOutput("NaN logits in a stream"), target)
+
+    async def _corrupted(self, error: ServerError, target: Target) -> None:
+        """NaN logits: the adapter is taken out of service before it can answer again."""
+        if not isinstance(error, CorruptedOutput):
+            return
+        log.error("corrupted output", extra={"model": target.asked})
+        if target.version is not None:
+            self._lifecycle.quarantine(target.version, "its logits were NaN while serving")
+
+
+class LeasedStream(StreamingResponse):
+    """Server-sent events that hold a lease: it is given back even if the client left before the first event."""
+
+    def __init__(self, events: AsyncIterator[str], held: AsyncExitStack, headers: dict[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.shield(self._held.aclose())
+
+
+async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The body as a JSON object. Raises BadRequest, also for one that is too large, before it is read whole."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise BadRequest(f"content-type is {kind!r}, expected application/json", code="unsupported_media_type")
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > max_bytes:
+            raise RequestTooLarge(f"the body is larger than {max_bytes} bytes (max_request_bytes)")
+    try:
+        body = json.loads(received)
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise BadRequest(f"the body is a JSON {type(body).__name__}, expected an object", code="invalid_json")
+    return body
+
+
+def _model_of(body: dict[str, Any]) -> str:
+    asked = body.get("model") or ""
+    if not isinstance(asked, str):
+        raise BadRequest(f"model is a {type(asked).__name__}, expected a string", param="model")
+    return asked
+
+
+def _headers(target: Target) -> dict[str, str]:
+    if target.version is None:
+        return {"x-loraplex-path": "base"}
+    return {
+        "x-loraplex-path": "lora",
+        "x-loraplex-adapter": target.version.adapter,
+        "x-loraplex-version": str(target.version.number),
+    }
+
+
+async def _until_disconnect(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run `work`, but cancel it when the client goes away first. The body has been read: all that can come is that."""
+    task = asyncio.ensure_future(work())
+    watcher = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait([task, watcher], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watcher.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+    if task.cancelled():
+        raise BadRequest("the client went away", code="client_disconnected")
+    return task.result()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,76 @@
+"""FLOW out of service: an adapter version is drained, freed and deleted, or quarantined. Never under a request.
+
+Runs as background tasks that outlive the request that asked; what a crash interrupts, `resume` finishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from adapters.ingest import Ingest
+from adapters.registry import Registry, Version
+from server.residency import Residency
+from server.resolve import engine_name
+
+log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    def __init__(self, registry: Registry, ingest: Ingest, residency: Residency) -> None:
+        self._registry = registry
+        self._ingest = ingest
+        self._residency = residency
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+
+    async def delete(self, version: Version) -> asyncio.Task[None]:
+        """Refuse new requests from now on; the returned task ends when the files are gone."""
+        await asyncio.to_thread(self._registry.set_state, version.adapter, version.number, "draining", None)
+        return self._start(version, self._drain_and_forget(version))
+
+    def quarantine(self, version: Version, reason: str) -> None:
+        """Take a version out of service, keep its files for whoever must find out why."""
+        self._registry.set_state(version.adapter, version.number, "quarantined", reason)
+        log.error("adapter quarantined", extra={"adapter": version.ref, "reason": reason})
+        self._start(version, self._free(version))
+
+    async def resume(self) -> None:
+        """Finish the deletions that a stop or a crash interrupted."""
+        for adapter in await asyncio.to_thread(self._registry.adapters):
+            for version in adapter.versions:
+                if version.state == "draining":
+                    self._start(version, self._drain_and_forget(version))
+
+    async def close(self) -> None:
+        """Abandon what is still draining; `resume` takes it up at the next start."""
+        for task in list(self._tasks.values()):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    def _start(self, version: Version, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        key = (version.adapter, version.number)
+        if (running := self._tasks.get(key)) is not None:
+            work.close()
+            return running
+        task = self._tasks[key] = asyncio.create_task(work)
+        task.add_done_callback(lambda done: self._ended(key, done))
+        return task
+
+    def _ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        self._tasks.pop(key, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error(
+                "taking an adapter out of service failed", exc_info=error, extra={"adapter": f"{key[0]}@{key[1]}"}
+            )
+
+    async def _drain_and_forget(self, version: Version) -> None:
+        async with self._residency.retiring(engine_name(version)):
+            await asyncio.to_thread(self._ingest.forget, version.adapter, version.number)
+        log.info("adapter deleted", extra={"adapter": version.ref})
+
+    async def _free(self, version: Version) -> None:
+        async with self._residency.retiring(engine_name(version)):
+            pass

@@ -1,0 +1,67 @@
+"""The `model` string of a request → the base model, or one adapter version and where its files lie.
+
+    ""  base          the base model          name            its default alias
+    name@alias        an alias                name@3          a version number
+    name@sha256:…     by content              base:name[@ref] the spelling of SGLang, Ray and others
+
+Names are looked up in our registry only; a client's string is never a path. Knows no engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.errors import InvalidAdapter, NotFound
+from adapters.registry import Registry, Version
+from adapters.store import LocalStore
+from server.errors import AdapterUnavailable, ModelNotFound
+
+
+@dataclass(frozen=True)
+class Target:
+    """What will answer. `version` and `path` are None for the base model."""
+
+    asked: str
+    version: Version | None = None
+    path: Path | None = None
+
+    @property
+    def engine_name(self) -> str:
+        assert self.version is not None
+        return engine_name(self.version)
+
+
+def engine_name(version: Version) -> str:
+    """The immutable name under which the engine (and its prefix cache) sees a version."""
+    return f"{version.adapter}@{version.digest.removeprefix('sha256:')[:12]}"
+
+
+class Resolver:
+    def __init__(self, registry: Registry, store: LocalStore, base_name: str) -> None:
+        self._registry = registry
+        self._store = store
+        self.base_name = base_name
+
+    def resolve(self, asked: str) -> Target:
+        """Raises ModelNotFound, or AdapterUnavailable for a version that exists but must not serve."""
+        if asked in ("", self.base_name):
+            return Target(asked or self.base_name)
+        name, _, ref = asked.removeprefix(self.base_name + ":").partition("@")
+        try:
+            version = self._registry.resolve(name, ref or None)
+        except (NotFound, InvalidAdapter) as error:
+            raise _not_found(asked, str(error)) from None
+        if version.state != "ready":
+            raise AdapterUnavailable(
+                f"adapter {version.ref} is {version.state}" + (f": {version.reason}" if version.reason else ""),
+                code=f"adapter_{version.state}",
+                param="model",
+            )
+        return Target(asked, version, self._store.path(version.digest))
+
+
+def _not_found(asked: str, detail: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"The model `{asked}` does not exist or you do not have access to it ({detail}).", param="model"
+    )

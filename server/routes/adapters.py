@@ -1,0 +1,145 @@
+"""Adapters over HTTP: upload, list, show, move aliases, delete. Reading needs `infer`, changing needs `publish`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
+
+from adapters.archive import UploadLimits
+from adapters.errors import Conflict
+from adapters.registry import Adapter, Version
+from server import uploads
+from server.auth import require
+from server.errors import BadRequest
+from server.resolve import engine_name
+from server.services import Services, Wired
+
+reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
+changing = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("publish"))])
+WaitSeconds = Annotated[float, Query(alias="wait_s", ge=0, le=600)]
+
+
+@changing.post("", status_code=201)
+async def upload(request: Request, wired: Wired, response: Response) -> dict[str, Any]:
+    """Multipart: `name`, optional `description` and `promote` (true: the default alias moves), and the files."""
+    limits = UploadLimits(wired.settings.max_upload_bytes, wired.settings.max_upload_files)
+    async with uploads.receive(request, limits) as received:
+        name = received.fields.get("name", "")
+        version, created = await asyncio.to_thread(
+            wired.ingest.upload,
+            name,
+            received.files,
+            description=received.fields.get("description"),
+            promote=_flag(received.fields, "promote"),
+        )
+    if not created:
+        response.status_code = 200
+    response.headers["location"] = f"/v1/adapters/{version.adapter}/versions/{version.number}"
+    return await _show_version(wired, version) | {"created": created}
+
+
+@reading.get("")
+async def list_adapters(wired: Wired) -> dict[str, Any]:
+    adapters = await asyncio.to_thread(wired.registry.adapters)
+    return {"object": "list", "data": [_adapter(adapter, wired) for adapter in adapters]}
+
+
+@reading.get("/{name}")
+async def get_adapter(name: str, wired: Wired) -> dict[str, Any]:
+    return _adapter(await asyncio.to_thread(wired.registry.adapter, name), wired)
+
+
+@reading.get("/{name}/versions/{ref}")
+async def get_version(name: str, ref: str, wired: Wired) -> dict[str, Any]:
+    """`ref`: a version number, an alias, `latest` or `sha256:…`."""
+    version = await asyncio.to_thread(wired.registry.resolve, name, ref)
+    return await _show_version(wired, version)
+
+
+@changing.put("/{name}/aliases/{alias}")
+async def set_alias(name: str, alias: str, version: Annotated[int, Body(embed=True)], wired: Wired) -> dict[str, Any]:
+    return _adapter(await asyncio.to_thread(wired.registry.set_alias, name, alias, version), wired)
+
+
+@changing.delete("/{name}/aliases/{alias}")
+async def remove_alias(name: str, alias: str, wired: Wired) -> dict[str, Any]:
+    return _adapter(await asyncio.to_thread(wired.registry.remove_alias, name, alias), wired)
+
+
+@changing.delete("/{name}/versions/{number}")
+async def delete_version(
+    name: str, number: int, wired: Wired, response: Response, wait_s: WaitSeconds = 30
+) -> dict[str, Any]:
+    """Drains: running requests finish, then engine memory, then the files go. 202 when that takes over `wait_s`."""
+    adapter = await asyncio.to_thread(wired.registry.adapter, name)
+    version = await asyncio.to_thread(wired.registry.resolve, name, str(number))
+    pointing = sorted(alias for alias, target in adapter.aliases.items() if target == number)
+    if pointing:
+        raise Conflict(
+            f"{version.ref} is what the alias {', '.join(pointing)} serves: move or remove the alias, "
+            f"or delete the whole adapter {name}",
+            code="version_in_use",
+        )
+    return await _delete(wired, [version], wait_s, response)
+
+
+@changing.delete("/{name}")
+async def delete_adapter(name: str, wired: Wired, response: Response, wait_s: WaitSeconds = 30) -> dict[str, Any]:
+    """The adapter and all its versions, drained."""
+    adapter = await asyncio.to_thread(wired.registry.adapter, name)
+    return await _delete(wired, list(adapter.versions), wait_s, response) | {"name": name}
+
+
+async def _delete(wired: Services, versions: list[Version], wait_s: float, response: Response) -> dict[str, Any]:
+    tasks = [await wired.lifecycle.delete(version) for version in versions]
+    pending: set[asyncio.Task[None]] = set()
+    if tasks:
+        _, pending = await asyncio.wait(tasks, timeout=wait_s)
+    if pending:
+        response.status_code = 202
+    return {
+        "object": "adapter.deleted",
+        "versions": [version.ref for version in versions],
+        "deleted": not pending,
+    }
+
+
+def _adapter(adapter: Adapter, wired: Services) -> dict[str, Any]:
+    return {
+        "object": "adapter",
+        "name": adapter.name,
+        "description": adapter.description,
+        "created_at": int(adapter.created_at.timestamp()),
+        "aliases": dict(adapter.aliases),
+        "versions": [_version(version, adapter, wired) for version in adapter.versions],
+    }
+
+
+async def _show_version(wired: Services, version: Version) -> dict[str, Any]:
+    adapter = await asyncio.to_thread(wired.registry.adapter, version.adapter)
+    return _version(version, adapter, wired) | {"manifest": version.manifest.to_json()}
+
+
+def _version(version: Version, adapter: Adapter, wired: Services) -> dict[str, Any]:
+    held = wired.residency.snapshot().get(engine_name(version))
+    return {
+        "object": "adapter.version",
+        "name": version.adapter,
+        "version": version.number,
+        "digest": version.digest,
+        "state": version.state,
+        "reason": version.reason,
+        "created_at": int(version.created_at.timestamp()),
+        "aliases": sorted(alias for alias, number in adapter.aliases.items() if number == version.number),
+        "resident": held is not None,
+        "leases": held.leases if held else 0,
+    }
+
+
+def _flag(fields: dict[str, str], name: str) -> bool:
+    given = fields.get(name, "true").lower()
+    if given not in ("true", "false"):
+        raise BadRequest(f"{name} is {given!r}, expected true or false", param=name)
+    return given == "true"

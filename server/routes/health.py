@@ -1,0 +1,26 @@
+"""What an orchestrator asks: is the process alive, can it generate. The only routes that need no key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from server.services import Wired
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez() -> dict[str, Any]:
+    return {"status": "alive"}
+
+
+@router.get("/readyz")
+@router.get("/health")
+async def readyz(wired: Wired, response: Response) -> dict[str, Any]:
+    """200 only when a token can be generated."""
+    if wired.pool.state != "ready":
+        response.status_code = 503
+        response.headers["retry-after"] = "5"
+    return {"status": wired.pool.state}

@@ -1,0 +1,56 @@
+"""OpenAI's model list: the base, and every adapter that has a version to serve. vLLM's card, registry URIs as root."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Depends
+
+from adapters.registry import Adapter
+from server.auth import require
+from server.errors import ModelNotFound
+from server.services import Services, Wired
+
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(require("infer"))])
+
+
+@router.get("")
+async def list_models(wired: Wired) -> dict[str, Any]:
+    return {"object": "list", "data": await _cards(wired)}
+
+
+@router.get("/{model:path}")
+async def get_model(model: str, wired: Wired) -> dict[str, Any]:
+    for card in await _cards(wired):
+        if card["id"] == model:
+            return card
+    raise ModelNotFound(f"The model `{model}` does not exist or you do not have access to it.", param="model")
+
+
+async def _cards(wired: Services) -> list[dict[str, Any]]:
+    adapters = await asyncio.to_thread(wired.registry.adapters)
+    served = [adapter for adapter in adapters if "default" in adapter.aliases]
+    return [_base_card(wired), *(_adapter_card(adapter, wired.base.name) for adapter in served)]
+
+
+def _base_card(wired: Services) -> dict[str, Any]:
+    length = wired.pool.running().info.max_model_len if wired.pool.state == "ready" else None
+    created = int(wired.base.path.stat().st_mtime)
+    return _card(wired.base.name, created, root=wired.base.name, parent=None) | {"max_model_len": length}
+
+
+def _adapter_card(adapter: Adapter, base_name: str) -> dict[str, Any]:
+    root = f"registry://{adapter.name}@{adapter.aliases['default']}"
+    return _card(adapter.name, int(adapter.created_at.timestamp()), root=root, parent=base_name)
+
+
+def _card(identifier: str, created: int, *, root: str, parent: str | None) -> dict[str, Any]:
+    return {
+        "id": identifier,
+        "object": "model",
+        "created": created,
+        "owned_by": "loraplex",
+        "root": root,
+        "parent": parent,
+    }

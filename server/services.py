@@ -1,0 +1,39 @@
+"""The parts of a running server, wired once by app.py and handed to the routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from adapters.base import BaseModel
+from adapters.ingest import Ingest
+from adapters.registry import Registry
+from server.engine.pool import EnginePool
+from server.generate import Generator
+from server.lifecycle import Lifecycle
+from server.residency import Residency
+from server.settings import Settings
+from server.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    base: BaseModel
+    registry: Registry
+    ingest: Ingest
+    pool: EnginePool
+    residency: Residency
+    lifecycle: Lifecycle
+    generator: Generator
+    telemetry: Telemetry
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Wired = Annotated[Services, Depends(_services)]

@@ -1,0 +1,64 @@
+"""A multipart request → fields and files on disk, never more than the limit, whatever the headers claim."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from adapters.archive import UploadedFile, UploadLimits
+from adapters.errors import UploadError, UploadTooLarge
+
+FRAMING_BYTES = 1 << 20
+"""What boundaries, part headers and text fields may add to the files."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    fields: dict[str, str]
+    files: list[UploadedFile]
+
+
+@asynccontextmanager
+async def receive(request: Request, limits: UploadLimits) -> AsyncIterator[Upload]:
+    """Read the request into temporary files, which are gone when the block ends.
+
+    Raises UploadTooLarge before reading when the declared length says so, and while reading otherwise.
+    """
+    form = await _parse(request, limits)
+    try:
+        fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        yield Upload(fields, [UploadedFile(part.filename or "", part.file) for part in parts])
+    finally:
+        await form.close()
+
+
+async def _parse(request: Request, limits: UploadLimits) -> FormData:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise UploadError(
+            f"content-type is {kind!r}, expected multipart/form-data with the field `name` and the files",
+            code="unsupported_media_type",
+        )
+    capped = _capped(request, limits.max_bytes + FRAMING_BYTES)
+    try:
+        return await MultiPartParser(request.headers, capped, max_files=limits.max_files, max_fields=16).parse()
+    except (MultiPartException, KeyError) as error:
+        raise UploadError(f"the multipart body cannot be read: {error}", code="bad_multipart") from None
+
+
+async def _capped(request: Request, limit: int) -> AsyncIterator[bytes]:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise UploadTooLarge(f"the upload declares {declared} bytes, the limit is {limit} (max_upload_bytes)")
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise UploadTooLarge(f"the upload is larger than the limit of {limit} bytes (max_upload_bytes)")
+        yield chunk
