@@ -1,0 +1,48 @@
+"""What the registry hands out: adapters and their versions, frozen. Knows no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from adapters.manifest import Manifest
+
+READY, DRAINING, QUARANTINED, FAILED = "ready", "draining", "quarantined", "failed"
+STATES = (READY, DRAINING, QUARANTINED, FAILED)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable set of files under a name."""
+
+    adapter: str
+    number: int
+    digest: str
+    state: str
+    """`ready`, `draining` (being deleted), `quarantined` (produced garbage) or `failed` (would not load)."""
+    reason: str | None
+    """Why it is in this state, for a person."""
+    created_at: datetime
+    manifest: Manifest
+
+    @property
+    def ref(self) -> str:
+        return f"{self.adapter}@{self.number}"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A name with its versions in ascending order, and the aliases that point at them."""
+
+    name: str
+    description: str | None
+    created_at: datetime
+    versions: tuple[Version, ...]
+    aliases: Mapping[str, int]
+
+    @property
+    def latest(self) -> Version | None:
+        """The ready version with the highest number."""
+        ready = [version for version in self.versions if version.state == READY]
+        return ready[-1] if ready else None

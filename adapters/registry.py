@@ -1,0 +1,129 @@
+"""Which adapter versions exist, what state they are in and which alias points where; durable in a SQL database.
+
+Every write is one transaction. It knows digests, not files: adapters/ingest.py keeps the two in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.exc import IntegrityError
+
+from adapters import names, rows, schema
+from adapters.database import Database
+from adapters.errors import Conflict
+from adapters.manifest import Manifest
+from adapters.records import READY, STATES, Adapter, Version
+from adapters.references import listed, living, pick, unknown_ref
+
+__all__ = ["Adapter", "Registry", "Version"]
+
+
+class Registry:
+    """Safe to share between threads; several processes may open the same database."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        with self._database.write() as connection:
+            schema.prepare(connection)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def add_version(
+        self, name: str, manifest: Manifest, *, description: str | None = None, promote: bool = True
+    ) -> tuple[Version, bool]:
+        """The version, and whether it is new: the same bytes under the same name are the same version."""
+        names.require_name(name)
+        try:
+            return self._add_version(name, manifest, description, promote)
+        except IntegrityError:  # another process registered the same new name first
+            return self._add_version(name, manifest, description, promote)
+
+    def _add_version(
+        self, name: str, manifest: Manifest, description: str | None, promote: bool
+    ) -> tuple[Version, bool]:
+        with self._database.write() as connection:
+            last = rows.open_adapter(connection, name, description)
+            known = living(rows.read_versions(connection, name), manifest.digest)
+            number = known.number if known else rows.insert_version(connection, name, last + 1, manifest)
+            version = rows.require_version(connection, name, number)
+            if version.state == READY and (promote or not rows.read_aliases(connection, name)):
+                rows.point(connection, name, names.DEFAULT, number)
+            return version, known is None
+
+    def adapters(self) -> list[Adapter]:
+        with self._database.read() as connection:
+            return [rows.read_adapter(connection, name) for name in rows.adapter_names(connection)]
+
+    def adapter(self, name: str) -> Adapter:
+        with self._database.read() as connection:
+            return rows.read_adapter(connection, name)
+
+    def resolve(self, name: str, ref: str | None = None) -> Version:
+        """`ref`: none for the default alias, a number, `latest`, `sha256:` and 12 or more hex digits, or an alias."""
+        with self._database.read() as connection:
+            adapter = rows.read_adapter(connection, name)
+        return pick(adapter, names.DEFAULT if ref is None else ref)
+
+    def set_alias(self, name: str, alias: str, number: int) -> Adapter:
+        names.require_alias(alias)
+        with self._writing(name) as connection:
+            version = rows.require_version(connection, name, number)
+            if version.state != READY:
+                raise Conflict(f"{version.ref} is {version.state}; an alias can only move to a ready version")
+            rows.point(connection, name, alias, number)
+            return rows.read_adapter(connection, name)
+
+    def remove_alias(self, name: str, alias: str) -> Adapter:
+        if alias == names.DEFAULT:
+            raise Conflict(f"alias {alias!r} is what {name!r} alone means; move it to another version instead")
+        with self._writing(name) as connection:
+            if alias not in rows.read_aliases(connection, name):
+                raise unknown_ref(rows.read_adapter(connection, name), alias)
+            table = schema.aliases
+            connection.execute(delete(table).where(table.c.adapter == name, table.c.alias == alias))
+            return rows.read_adapter(connection, name)
+
+    def set_state(self, name: str, number: int, state: str, reason: str | None = None) -> Version:
+        assert state in STATES, state
+        with self._writing(name) as connection:
+            rows.require_version(connection, name, number)
+            where = (schema.versions.c.adapter == name, schema.versions.c.number == number)
+            connection.execute(update(schema.versions).where(*where).values(state=state, reason=reason))
+            return rows.require_version(connection, name, number)
+
+    def remove_version(self, name: str, number: int) -> None:
+        with self._writing(name) as connection:
+            version = rows.require_version(connection, name, number)
+            pointing = [alias for alias, target in rows.read_aliases(connection, name).items() if target == number]
+            if pointing:
+                raise Conflict(
+                    f"{version.ref} is what alias {listed(pointing)} points to; move the alias, "
+                    "or delete the whole adapter"
+                )
+            table = schema.versions
+            connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
+            if not rows.read_versions(connection, name):
+                rows.bury(connection, name)
+
+    def remove_adapter(self, name: str) -> None:
+        """All versions and aliases at once. Their numbers stay used."""
+        with self._writing(name) as connection:
+            connection.execute(delete(schema.aliases).where(schema.aliases.c.adapter == name))
+            connection.execute(delete(schema.versions).where(schema.versions.c.adapter == name))
+            rows.bury(connection, name)
+
+    def digests(self) -> set[str]:
+        """All digests that some version still refers to, whatever its state."""
+        with self._database.read() as connection:
+            return set(connection.scalars(select(schema.versions.c.digest)))
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Connection]:
+        """A write transaction that holds the adapter's row; NotFound when there is none."""
+        with self._database.write() as connection:
+            rows.require_adapter(connection, name, lock=True)
+            yield connection

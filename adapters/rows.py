@@ -1,0 +1,103 @@
+"""The registry's rows, read and written inside a transaction that the caller holds. Knows no rules about aliases."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from adapters import schema
+from adapters.errors import NotFound
+from adapters.manifest import Manifest
+from adapters.records import READY, Adapter, Version
+from adapters.references import listed, only
+
+
+def open_adapter(connection: Connection, name: str, description: str | None) -> int:
+    """Lock the adapter's row, making or reviving it; returns the last number given out."""
+    table = schema.adapters
+    row = connection.execute(select(table).where(table.c.name == name).with_for_update()).one_or_none()
+    now = datetime.now(UTC)
+    if row is None:
+        connection.execute(insert(table).values(name=name, description=description, created_at=now, last_number=0))
+        return 0
+    changes: dict[str, object] = {}
+    if row.removed_at is not None:
+        changes = {"removed_at": None, "created_at": now, "description": description}
+    elif description is not None:
+        changes = {"description": description}
+    if changes:
+        connection.execute(update(table).where(table.c.name == name).values(changes))
+    return int(row.last_number)
+
+
+def bury(connection: Connection, name: str) -> None:
+    table = schema.adapters
+    connection.execute(update(table).where(table.c.name == name).values(removed_at=datetime.now(UTC)))
+
+
+def insert_version(connection: Connection, name: str, number: int, manifest: Manifest) -> int:
+    connection.execute(
+        insert(schema.versions).values(
+            adapter=name,
+            number=number,
+            digest=manifest.digest,
+            state=READY,
+            created_at=datetime.now(UTC),
+            manifest=manifest.to_json(),
+        )
+    )
+    table = schema.adapters
+    connection.execute(update(table).where(table.c.name == name).values(last_number=number))
+    return number
+
+
+def point(connection: Connection, name: str, alias: str, number: int) -> None:
+    table = schema.aliases
+    connection.execute(delete(table).where(table.c.adapter == name, table.c.alias == alias))
+    connection.execute(insert(table).values(adapter=name, alias=alias, number=number))
+
+
+def adapter_names(connection: Connection) -> list[str]:
+    table = schema.adapters
+    return list(connection.scalars(select(table.c.name).where(table.c.removed_at.is_(None)).order_by(table.c.name)))
+
+
+def require_adapter(connection: Connection, name: str, *, lock: bool = False) -> Row[tuple[object, ...]]:
+    table = schema.adapters
+    query = select(table).where(table.c.name == name, table.c.removed_at.is_(None))
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        known = adapter_names(connection)
+        raise NotFound(f"there is no adapter {name!r}; registered: {listed(known)}")
+    return row
+
+
+def read_adapter(connection: Connection, name: str) -> Adapter:
+    row = require_adapter(connection, name)._mapping
+    return Adapter(
+        name=row["name"],
+        description=row["description"],
+        created_at=row["created_at"],
+        versions=read_versions(connection, name),
+        aliases=read_aliases(connection, name),
+    )
+
+
+def read_versions(connection: Connection, name: str) -> tuple[Version, ...]:
+    table = schema.versions
+    rows = connection.execute(select(table).where(table.c.adapter == name).order_by(table.c.number)).mappings()
+    return tuple(Version(**{**row, "manifest": Manifest.from_json(row["manifest"])}) for row in rows)
+
+
+def read_aliases(connection: Connection, name: str) -> dict[str, int]:
+    table = schema.aliases
+    rows = connection.execute(
+        select(table.c.alias, table.c.number).where(table.c.adapter == name).order_by(table.c.alias)
+    )
+    return {row.alias: row.number for row in rows}
+
+
+def require_version(connection: Connection, name: str, number: int) -> Version:
+    adapter = read_adapter(connection, name)
+    return only(adapter, str(number), [version for version in adapter.versions if version.number == number])
