@@ -1,0 +1,62 @@
+"""Loaded by vLLM itself in the API, engine and worker processes (`vllm.general_plugins`): defects fixed on the CPU.
+
+One module a defect, each of which says what is wrong in vLLM and names what it replaces:
+
+    no_adapter_rows   a request without an adapter is computed with a neighbour's, or with an unloaded one
+    kv_zeroing        NaN left in freed KV blocks poisons whoever gets the block next
+    slot_clearing     the weights of a removed adapter stay in their slot
+    dequantize        bitsandbytes dequantises some NF4 shapes wrongly
+
+`patches` holds the machinery: every replaced name must exist with the signature that was read, else vLLM does not
+start. On a platform that is not a CPU nothing happens. `LORAPLEX_PLUGIN=off` disables all of it, to see vLLM as it
+comes; never serve like that.
+
+vLLM logs and survives a plugin that fails to *import*, so nothing is imported here before `register` runs, and
+`is_active` lets the server see that the fixes are in (VLLM_PLUGINS may have left this plugin out).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.vllm_plugin.patches import Patch
+
+SWITCH = "LORAPLEX_PLUGIN"
+
+
+def register() -> None:
+    """Apply every fix that this platform needs. Called by vLLM, maybe more than once in a process."""
+    if needed():
+        _apply_once()
+
+
+def needed() -> bool:
+    """Whether this process should be patched: on the CPU platform, unless switched off."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu()) and os.environ.get(SWITCH, "").lower() != "off"
+
+
+def is_active() -> bool:
+    """Whether this process has the fixes it needs; ask after the engine arguments were made. True off the CPU."""
+    from server.vllm_plugin import patches
+
+    return not needed() or all(patches.is_applied(patch) for patch in all_patches())
+
+
+def all_patches() -> list[Patch]:
+    """Everything that is replaced in vLLM and its bitsandbytes plugin, in no particular order."""
+    from server.vllm_plugin import dequantize, kv_zeroing, no_adapter_rows, slot_clearing
+
+    modules = (no_adapter_rows, kv_zeroing, slot_clearing, dequantize)
+    return [patch for module in modules for patch in module.PATCHES]
+
+
+@cache
+def _apply_once() -> None:
+    from server.vllm_plugin import patches
+
+    patches.apply(all_patches())
