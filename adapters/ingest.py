@@ -1,0 +1,97 @@
+"""The one door in and out: unpack → validate → publish → register, and unregister → delete.
+
+Files go first and the registry commits last, so a crash leaves at most a blob that nobody knows, which `sweep` removes
+at the next start. It knows no HTTP and no engine: whoever deletes a version makes sure first that nobody uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from adapters.archive import unpack
+from adapters.base import BaseModel
+from adapters.errors import UploadError
+from adapters.manifest import Manifest
+from adapters.names import require_name
+from adapters.refusals import refuse
+from adapters.registry import Registry, Version
+from adapters.store import LocalStore
+from adapters.upload import UploadedFile, UploadLimits
+from adapters.validate import validate
+
+
+class Ingest:
+    """Safe to call from several threads and processes on the same store and registry."""
+
+    def __init__(
+        self, store: LocalStore, registry: Registry, base: BaseModel, limits: UploadLimits, max_rank: int
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._base = base
+        self._limits = limits
+        self._max_rank = max_rank
+
+    def upload(
+        self, name: str, files: Sequence[UploadedFile], *, description: str | None = None, promote: bool = True
+    ) -> tuple[Version, bool]:
+        """The version, and whether it is new. After any failure store and registry are what they were."""
+        self._require_free(name)
+        with self._store.staging() as staged:
+            unpack(files, staged, self._limits)
+            manifest = validate(staged, self._base, self._max_rank)
+            with self._store.lock():
+                return self._admit(name, staged, manifest, description, promote)
+
+    def directory(
+        self, name: str, path: Path, *, description: str | None = None, promote: bool = True
+    ) -> tuple[Version, bool]:
+        """As `upload`, from a local PEFT directory (its sub-directories are not looked at)."""
+        if not path.is_dir():
+            raise UploadError(f"{path} is not a directory; give one that PEFT's save_pretrained wrote")
+        with ExitStack() as stack:
+            files = [
+                UploadedFile(file.name, stack.enter_context(file.open("rb")))
+                for file in sorted(path.iterdir())
+                if file.is_file()
+            ]
+            return self.upload(name, files, description=description, promote=promote)
+
+    def forget(self, name: str, number: int) -> None:
+        """Conflict while an alias points to it."""
+        with self._store.lock():
+            digest = self._registry.resolve(name, str(number)).digest
+            self._registry.remove_version(name, number)
+            self._delete_unreferenced({digest})
+
+    def forget_adapter(self, name: str) -> None:
+        with self._store.lock():
+            digests = {version.digest for version in self._registry.adapter(name).versions}
+            self._registry.remove_adapter(name)
+            self._delete_unreferenced(digests)
+
+    def sweep(self) -> list[str]:
+        """Remove what crashed uploads and deletions left; returns what went."""
+        with self._store.lock():
+            return self._store.sweep(self._registry.digests())
+
+    def _require_free(self, name: str) -> None:
+        require_name(name)
+        if name == self._base.name:
+            raise refuse("bad_name", f"{name!r} is the base model's name, expected one of its own")
+
+    def _admit(
+        self, name: str, staged: Path, manifest: Manifest, description: str | None, promote: bool
+    ) -> tuple[Version, bool]:
+        try:
+            self._store.publish(staged, manifest.digest)
+            return self._registry.add_version(name, manifest, description=description, promote=promote)
+        except BaseException:
+            self._delete_unreferenced({manifest.digest})
+            raise
+
+    def _delete_unreferenced(self, digests: set[str]) -> None:
+        for digest in digests - self._registry.digests():
+            self._store.delete(digest)

@@ -1,0 +1,181 @@
+"""adapter_config.json as PEFT reads it: rank and scaling of every module, and what the engine would not serve.
+
+The engine ignores fields it does not know and would compute something else without a word (TRAINING.md V1 to V4), so
+every option of PEFT 0.21 is either known to change nothing here or refused. It does not look at weights.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.json_document import read_document
+from adapters.refusals import refuse
+
+REFUSED_OPTIONS = {
+    "use_dora": "dora",
+    "lora_bias": "lora_bias",
+    "modules_to_save": "modules_to_save",
+    "alora_invocation_tokens": "alora",
+    "layer_replication": "layer_replication",
+    "trainable_token_indices": "trainable_tokens",
+    "target_parameters": "target_parameters",
+    "use_bdlora": "unsupported_variant",
+    "use_qalora": "unsupported_variant",
+    "arrow_config": "unsupported_variant",
+    "kasa_config": "unsupported_variant",
+    "monteclora_config": "unsupported_variant",
+}
+HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# fmt: off
+HARMLESS_OPTIONS = frozenset((
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+    "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type",
+    "use_rslora", "velora_config",
+))
+# fmt: on
+PATTERN_CHARACTERS = re.compile(r"[\w.\\^$|()\[\]*+?{},-]{1,512}", re.ASCII)
+EXPLOSIVE = re.compile(r"\)[*+?{]|[*+?{}][*+?{]|\(\?|\\[0-9]")
+"""A repeated group, a repeated repeat, an extension, a back-reference."""
+MAX_PATTERN_REPEATS = 2
+MAX_REPEATING_PATTERNS = 64
+"""Patterns are regular expressions from strangers: these bounds keep matching polynomial and short."""
+
+Patterns = Sequence[tuple[re.Pattern[str], float]]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What the configuration says about every module."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
+    target_modules: tuple[str, ...] | str
+    base_model: str
+    warnings: tuple[str, ...]
+
+    def rank_of(self, module: str) -> int:
+        return int(_first_match(self.rank_pattern, module, self.rank))
+
+    def scaling_of(self, module: str) -> float:
+        rank = self.rank_of(module)
+        return _first_match(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would attach the adapter here; a regular expression is not tried."""
+        if isinstance(self.target_modules, str):
+            return True
+        return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
+
+
+def read_config(path: Path, max_rank: int) -> LoraConfig:
+    """Raises InvalidAdapter for everything the engine would refuse, ignore or compute differently."""
+    raw = read_document(path)
+    _require_servable(raw)
+    config = LoraConfig(
+        rank=_rank(raw.get("r"), "r"),
+        alpha=_alpha(raw.get("lora_alpha"), "lora_alpha"),
+        use_rslora=_flag(raw, "use_rslora"),
+        rank_pattern=_patterns(raw, "rank_pattern", _rank),
+        alpha_pattern=_patterns(raw, "alpha_pattern", _alpha),
+        target_modules=_target_modules(raw.get("target_modules")),
+        base_model=str(raw.get("base_model_name_or_path") or ""),
+        warnings=_unknown_options(raw),
+    )
+    largest = max([config.rank, *(int(rank) for _, rank in config.rank_pattern)])
+    if largest > max_rank:
+        raise refuse("rank_too_large", f"rank {largest}, this server takes at most {max_rank}")
+    return config
+
+
+def _require_servable(raw: Mapping[str, Any]) -> None:
+    peft_type = raw.get("peft_type", "LORA")
+    if not isinstance(peft_type, str) or peft_type.upper() != "LORA":
+        raise refuse("not_lora", f"peft_type is {peft_type!r}")
+    for option, code in REFUSED_OPTIONS.items():
+        if raw.get(option):
+            raise refuse(code, f"{option} is {_shown(raw[option])}")
+    if raw.get("bias", "none") != "none":
+        raise refuse("lora_bias", f"bias is {_shown(raw['bias'])}, expected 'none'")
+    init = raw.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
+        raise refuse("modified_base", f"init_lora_weights is {_shown(init)}")
+
+
+def _rank(value: Any, field: str) -> int:
+    if type(value) is not int or not 1 <= value < 1 << 20:
+        raise refuse("bad_config", f"{field} is {_shown(value)}, expected a whole number of at least 1")
+    return value
+
+
+def _alpha(value: Any, field: str) -> float:
+    if type(value) not in (int, float):
+        raise refuse("bad_config", f"{field} is {_shown(value)}, expected a number")
+    if not abs(value) <= 1e9:
+        raise refuse("bad_scaling", f"{field} is {_shown(value)}, expected at most 1e9")
+    return float(value)
+
+
+def _flag(raw: Mapping[str, Any], field: str) -> bool:
+    value = raw.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise refuse("bad_config", f"{field} is {_shown(value)}, expected true or false")
+    return bool(value)
+
+
+def _target_modules(value: Any) -> tuple[str, ...] | str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise refuse("bad_config", f"target_modules is {_shown(value)}, expected names or a regular expression")
+    return tuple(value)
+
+
+def _patterns(raw: Mapping[str, Any], field: str, check: Any) -> Patterns:
+    """PEFT's rule (`get_pattern_key`): a key is a regular expression for the end of the module's name."""
+    value = raw.get(field) or {}
+    if not isinstance(value, dict):
+        raise refuse("bad_config", f"{field} is {_shown(value)}, expected an object")
+    if sum(map(_repeats, value)) > MAX_REPEATING_PATTERNS:
+        raise refuse("unsupported_pattern", f"{field} has more than {MAX_REPEATING_PATTERNS} repeating patterns")
+    return [(_compile(key, field), check(item, f"{field}[{key!r}]")) for key, item in value.items()]
+
+
+def _repeats(key: str) -> int:
+    return len(re.findall(r"[*+?{]", key))
+
+
+def _compile(key: str, field: str) -> re.Pattern[str]:
+    if not PATTERN_CHARACTERS.fullmatch(key) or EXPLOSIVE.search(key) or _repeats(key) > MAX_PATTERN_REPEATS:
+        raise refuse("unsupported_pattern", f"{field} has the pattern {_shown(key)}")
+    try:
+        return re.compile(rf"(?:.*\.)?(?:{key})$")
+    except (re.error, OverflowError) as error:
+        raise refuse("unsupported_pattern", f"{field} has the pattern {_shown(key)}: {error}") from error
+
+
+def _first_match(patterns: Patterns, module: str, otherwise: float) -> float:
+    return next((value for pattern, value in patterns if pattern.match(module)), otherwise)
+
+
+def _unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    unknown = sorted(
+        key for key, value in raw.items() if value and key not in HARMLESS_OPTIONS and key not in REFUSED_OPTIONS
+    )
+    if not unknown:
+        return ()
+    return (f"adapter_config.json sets options that are not known here and have no effect: {', '.join(unknown)[:300]}",)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:120]

@@ -1,0 +1,56 @@
+"""Every reason why an adapter is refused: one table of code → what to do, for messages, README and tests.
+
+It knows words only; the modules that check say what they got and what they expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapters.errors import InvalidAdapter
+
+_RETRAIN = "train or convert it to a plain LoRA"
+
+REFUSALS: Mapping[str, str] = {
+    "bad_name": "Choose another name.",
+    "missing_file": "Upload adapter_config.json and adapter_model.safetensors, as PEFT's save_pretrained writes them.",
+    "pickle": "Pickle files can run code and are not read; save again with safe_serialization=True.",
+    "extra_weights": "Only adapter_model.safetensors is served; merge the shards into it or leave the others out.",
+    "bad_json": "Save the adapter again with PEFT.",
+    "bad_config": "Save the adapter again with PEFT, or correct this field.",
+    "bad_provenance": "Correct loraplex.json or leave it out.",
+    "bad_safetensors": "Upload the file again, or save it again: it is damaged.",
+    "not_lora": "Only peft_type LORA is served; train or convert it to a LoRA.",
+    "dora": f"DoRA cannot be served unmerged; {_RETRAIN}, or merge it into the base.",
+    "lora_bias": f"Biases are not served; {_RETRAIN} with bias='none' and lora_bias=False.",
+    "modules_to_save": "Whole modules cannot be swapped per request; train without modules_to_save.",
+    "modified_base": (
+        "This initialisation changes the base weights; save with path_initial_model_for_weight_conversion, "
+        "which makes it a plain LoRA."
+    ),
+    "alora": f"Activated LoRA is not served; {_RETRAIN}.",
+    "layer_replication": "The served base has its own layers; train without layer_replication.",
+    "trainable_tokens": "Token embeddings cannot be swapped per request; train without trainable_token_indices.",
+    "target_parameters": "Only linear modules are served; train with target_modules.",
+    "unsupported_variant": f"This LoRA variant computes something else than B·A; {_RETRAIN}.",
+    "unsupported_pattern": "Name the modules plainly; brackets that repeat and look-arounds are not read.",
+    "unsupported_module": "Embeddings, output heads and norms take no LoRA here; train without them.",
+    "unsupported_tensor": "Expected only <module>.lora_A.weight and <module>.lora_B.weight; save it again with PEFT.",
+    "unsupported_dtype": "Save the weights as float32, float16 or bfloat16.",
+    "unknown_module": "It was trained on another base model, or its names were changed.",
+    "shape_mismatch": "It was trained on another base model.",
+    "wrong_base": "Serve the base it was trained on, or train it again on this one.",
+    "no_modules": "The file carries no LoRA weights; check that the right adapter was saved.",
+    "unpaired": "Each module needs both lora_A and lora_B; save it again with PEFT.",
+    "rank_mismatch": "Configuration and weights are not of the same adapter; upload the two that belong together.",
+    "rank_too_large": "Train with a smaller r, reduce it by SVD, or start the server with a larger max rank.",
+    "non_finite": "Training diverged or the file is damaged; use an earlier checkpoint.",
+    "bad_scaling": "Correct lora_alpha and r.",
+    "adds_tokens": "The base's tokenizer is what is served; train without adding tokens.",
+    "other_tokenizer": "The base's tokenizer is what is served, and this one numbers its tokens differently.",
+}
+
+
+def refuse(code: str, problem: str) -> InvalidAdapter:
+    """The error to raise: `problem` says what was got and expected, the table what to do."""
+    return InvalidAdapter(f"{problem}. {REFUSALS[code]}", code=code)

@@ -1,0 +1,79 @@
+"""What a client sends, and which of its files we keep. Knows names only; it opens nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from adapters.errors import UnsafeArchive, UploadError
+from adapters.refusals import refuse
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PROVENANCE = "loraplex.json"
+README = "README.md"
+TOKENIZER_FILES = frozenset(
+    (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "chat_template.json",
+    )
+)
+KEPT = frozenset((CONFIG, WEIGHTS, PROVENANCE, README)) | TOKENIZER_FILES
+TRAINER_STATE = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*.pth")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True)
+class UploadedFile:
+    filename: str
+    stream: BinaryIO
+    """Positioned at its start; archives must be seekable."""
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    max_bytes: int = 2 << 30
+    """Of the unpacked files together."""
+    max_files: int = 1000
+    """Members of an archive, or loose files."""
+
+
+def safe_parts(name: str) -> tuple[str, ...]:
+    """Path parts of a stranger's file name. Raises UnsafeArchive for what no honest name needs."""
+    if not name or "\0" in name or "\\" in name or name.startswith("/"):
+        raise UnsafeArchive(
+            f"file name {name[:200]!r} is absolute, empty or has a NUL or backslash; use relative names"
+        )
+    parts = PurePosixPath(name).parts
+    if ".." in parts or (parts and len(parts[0]) > 1 and parts[0][1] == ":"):
+        raise UnsafeArchive(f"file name {name[:200]!r} leaves the archive; use names below its root")
+    return parts
+
+
+def is_kept(parts: tuple[str, ...]) -> bool:
+    """Whether this file goes to the store. Raises for a file that must not be ignored silently."""
+    name = parts[-1] if parts else ""
+    if name in KEPT:
+        if len(parts) > 2:
+            raise UploadError(
+                f"{'/'.join(parts)[:200]!r} lies {len(parts) - 1} directories deep; pack the adapter's files at the "
+                "archive's root or in one directory",
+                code="nesting",
+            )
+        return True
+    if any(fnmatch(name, pattern) for pattern in TRAINER_STATE):
+        return False
+    if name.endswith(PICKLES):
+        raise refuse("pickle", f"the upload contains {name[:200]!r}; expected {WEIGHTS}")
+    if name.endswith(".safetensors"):
+        raise refuse("extra_weights", f"the upload contains {name[:200]!r} beside or instead of {WEIGHTS}")
+    return False
