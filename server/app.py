@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from adapters.archive import UploadLimits
 from adapters.base import BaseModel
 from adapters.ingest import Ingest
 from adapters.registry import Registry
 from adapters.store import LocalStore
+from adapters.upload import UploadLimits
 from server import problems
 from server.base import find_base
 from server.engine import vllm_args

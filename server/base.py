@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapters.base import BaseModel
-from adapters.demo_base import DEMO_NAME, prepare_demo_base
+from adapters.demo_base import NAME as DEMO_NAME
+from adapters.demo_base import prepare_demo_base
 from server.errors import SettingsError
 from server.settings import Settings
 

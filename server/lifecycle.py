@@ -26,12 +26,14 @@ class Lifecycle:
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def delete(self, version: Version) -> asyncio.Task[None]:
-        """Refuse new requests from now on; the returned task ends when the files are gone."""
+        """Refuse new requests from now on; the returned task ends when files and aliases are gone."""
         await asyncio.to_thread(self._registry.set_state, version.adapter, version.number, "draining", None)
         return self._start(version, self._drain_and_forget(version))
 
     def quarantine(self, version: Version, reason: str) -> None:
         """Take a version out of service, keep its files for whoever must find out why."""
+        if self._registry.resolve(version.adapter, str(version.number)).state != "ready":
+            return
         self._registry.set_state(version.adapter, version.number, "quarantined", reason)
         log.error("adapter quarantined", extra={"adapter": version.ref, "reason": reason})
         self._start(version, self._free(version))
@@ -68,7 +70,7 @@ class Lifecycle:
 
     async def _drain_and_forget(self, version: Version) -> None:
         async with self._residency.retiring(engine_name(version)):
-            await asyncio.to_thread(self._ingest.forget, version.adapter, version.number)
+            await asyncio.to_thread(self._ingest.forget, version.adapter, version.number, with_aliases=True)
         log.info("adapter deleted", extra={"adapter": version.ref})
 
     async def _free(self, version: Version) -> None:

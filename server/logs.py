@@ -20,7 +20,7 @@ access = logging.getLogger("server.access")
 log = logging.getLogger(__name__)
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):

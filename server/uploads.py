@@ -10,8 +10,8 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from adapters.archive import UploadedFile, UploadLimits
 from adapters.errors import UploadError, UploadTooLarge
+from adapters.upload import UploadedFile, UploadLimits
 
 FRAMING_BYTES = 1 << 20
 """What boundaries, part headers and text fields may add to the files."""

@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
-from server import problems
+from server import problems, vllm_plugin
 from server.engine import vllm_args, vllm_metrics
 from server.engine.observe import Observation, ObservedEngine, current
 from server.engine.protocol import AdapterHandle, Answer, EngineInfo, Generation
@@ -59,6 +59,8 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
+        if not vllm_plugin.is_active():
+            raise EngineUnavailable("vLLM did not load our plugin: unset VLLM_PLUGINS, or name `loraplex` in it")
         return AsyncLLM.from_engine_args(engine_arguments, stat_loggers=[vllm_metrics.stat_logger(self._registry)])
 
     async def _wire(self, arguments: Any) -> Any:

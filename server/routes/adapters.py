@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
-from adapters.archive import UploadLimits
 from adapters.errors import Conflict
 from adapters.registry import Adapter, Version
+from adapters.upload import UploadLimits
 from server import uploads
 from server.auth import require
 from server.errors import BadRequest

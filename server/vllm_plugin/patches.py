@@ -41,7 +41,8 @@ def apply(patches: Iterable[Patch]) -> None:
     checked = [(patch, check(patch)) for patch in patches]
     for patch, stock in checked:
         replacement = patch.replace(stock)
-        update_wrapper(_function(replacement), _function(stock)).replaces = str(patch)
+        update_wrapper(_function(replacement), _function(stock))
+        _function(replacement).replaces = str(patch)
         setattr(owner(patch), patch.name, replacement)
 
 

@@ -1,0 +1,164 @@
+"""Nobody gets a neighbour's adapter: 200 requests over base and five adapters at random, 16 at a time, two slots,
+three resident adapters, with uploads and deletions going on. Every answer must be the one the request gets alone.
+
+bf16 arithmetic depends on the shape of the batch, so two near-equal tokens may swap. Where an answer differs, the
+two best tokens of the solo run at that place must lie within the noise measured on all tokens that agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from loadtests.synthetic import write_adapter
+from tests.flows.live import Live
+
+pytestmark = pytest.mark.engine
+PROMPTS = ("What is the capital of France?", "Name three fish.", "My parcel is late.", "Why is the sky blue?")
+TOKENS = 10
+REQUESTS = 200
+AT_ONCE = 16
+LARGEST_NOISE = 0.5
+"""Log-probability. The largest difference between a token alone and in a batch that passes as rounding."""
+
+
+@dataclass(frozen=True)
+class Token:
+    text: str
+    logprob: float
+    gap: float
+    """To the second best token."""
+
+
+def body(model: str, prompt: str, *, stream: bool = False) -> dict[str, object]:
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stream": stream,
+    }
+
+
+def tokens_of(content: list[dict[str, object]]) -> list[Token]:
+    found = []
+    for entry in content:
+        best, second = sorted((top["logprob"] for top in entry["top_logprobs"]), reverse=True)  # type: ignore[attr-defined, index]
+        found.append(Token(str(entry["token"]), float(entry["logprob"]), best - second))  # type: ignore[arg-type]
+    return found
+
+
+async def whole(client: httpx.AsyncClient, model: str, prompt: str) -> list[Token]:
+    response = (await client.post("/v1/chat/completions", json=body(model, prompt))).raise_for_status()
+    return tokens_of(response.json()["choices"][0]["logprobs"]["content"])
+
+
+async def streamed(client: httpx.AsyncClient, model: str, prompt: str, leave_after: int | None = None) -> list[Token]:
+    """Tokens of a stream; with `leave_after` the connection is dropped after so many events."""
+    found: list[Token] = []
+    async with client.stream("POST", "/v1/chat/completions", json=body(model, prompt, stream=True)) as response:
+        assert response.status_code == 200
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            assert "error" not in event, event
+            logprobs = event["choices"][0].get("logprobs")
+            found += tokens_of(logprobs["content"]) if logprobs else []
+            if leave_after is not None and len(found) >= leave_after:
+                break
+    return found
+
+
+async def solo_answers(live: Live, models: list[str]) -> dict[tuple[str, str], list[Token]]:
+    async with live.async_client() as client:
+        return {pair: await whole(client, *pair) for pair in itertools.product(models, PROMPTS)}
+
+
+async def churn(live: Live, root: Path, stop: asyncio.Event) -> int:
+    """Upload, use once, delete; again and again."""
+    rounds = 0
+    async with live.async_client() as client:
+        while not stop.is_set():
+            name = f"passing{rounds}"
+            path = await asyncio.to_thread(write_adapter, root / name, live.base, rank=4, seed=100 + rounds)
+            assert (await asyncio.to_thread(live.upload, name, path)).status_code == 201
+            await whole(client, name, PROMPTS[0])
+            response = await client.delete(f"/v1/adapters/{name}", params={"wait_s": 120})
+            assert response.json()["deleted"], response.text
+            rounds += 1
+    return rounds
+
+
+@pytest.mark.parametrize("how", ["whole", "streamed"])
+async def test_every_answer_is_the_one_it_gets_alone(
+    live: Live, demo_adapters: dict[str, Path], random_adapters: dict[str, Path], tmp_path: Path, how: str
+) -> None:
+    models = [live.base.name, *demo_adapters, "random4", "random8"]
+    alone = await solo_answers(live, models)
+    assert len({tuple(token.text for token in alone[model, PROMPTS[0]]) for model in models}) == len(models)
+    choose, places, stop = random.Random(how), asyncio.Semaphore(AT_ONCE), asyncio.Event()
+    async with live.async_client() as client:
+
+        async def one(number: int) -> tuple[tuple[str, str], list[Token]]:
+            pair = (choose.choice(models), choose.choice(PROMPTS))
+            leave_after = choose.randrange(1, TOKENS) if how == "streamed" and number % 4 == 0 else None
+            async with places:
+                if how == "whole":
+                    return pair, await whole(client, *pair)
+                return pair, await streamed(client, *pair, leave_after=leave_after)
+
+        churning = asyncio.create_task(churn(live, tmp_path, stop))
+        answers = await asyncio.gather(*[one(number) for number in range(REQUESTS)])
+        stop.set()
+        rounds = await churning
+    same, noise = compare(alone, answers)
+    print(f"isolation {how}: {same} of {REQUESTS} identical, noise {noise:.3f}, {rounds} adapters passed through")
+    assert rounds > 0
+    assert noise < LARGEST_NOISE
+    assert same >= 0.9 * REQUESTS
+    await no_lease_left(live)
+
+
+def compare(
+    alone: dict[tuple[str, str], list[Token]], answers: list[tuple[tuple[str, str], list[Token]]]
+) -> tuple[int, float]:
+    """(identical answers, largest |Δlogprob| on tokens that agree); a difference that is no near-tie fails."""
+    noise, swapped = 0.0, []
+    for pair, answer in answers:
+        for expected, token in zip(alone[pair], answer, strict=False):
+            if expected.text != token.text:
+                swapped.append((pair, expected, token))
+                break
+            noise = max(noise, abs(expected.logprob - token.logprob))
+    for pair, expected, token in swapped:
+        assert expected.gap <= 2 * noise, f"{pair}: got {token}, alone {expected}, noise {noise}"
+    return len(answers) - len(swapped), noise
+
+
+async def no_lease_left(live: Live) -> None:
+    async with live.async_client() as client:
+        for _ in range(50):
+            residency = (await client.get("/v1/residency")).json()["data"]
+            page = (await client.get("/metrics")).text
+            running = [line for line in page.splitlines() if line.startswith("vllm:num_requests_running{")]
+            if all(entry["leases"] == 0 for entry in residency) and all(line.endswith(" 0.0") for line in running):
+                assert len(residency) <= 4
+                return
+            await asyncio.sleep(0.2)
+    pytest.fail(f"leases or engine requests left: {residency} {running}")
+
+
+def test_the_comparison_can_fail() -> None:
+    sure, other = Token("Paris", -0.1, 5.0), Token("Rome", -0.1, 5.0)
+    with pytest.raises(AssertionError):
+        compare({("m", "p"): [sure]}, [(("m", "p"), [other])])
