@@ -9,6 +9,8 @@ from adapters.errors import InvalidAdapter
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NUMBER = re.compile(r"[0-9]{1,9}")
 DIGEST_PREFIX = re.compile(r"sha256:([0-9a-f]{12,64})")
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+MAX_DESCRIPTION = 4000
 DEFAULT = "default"
 LATEST = "latest"
 
@@ -26,6 +28,17 @@ def require_alias(alias: str) -> None:
         raise InvalidAdapter(
             f"alias {alias!r} is reserved: digits, {LATEST!r} and sha256… already name versions; choose another",
             code="bad_name",
+        )
+
+
+def require_description(description: str | None) -> None:
+    if description is None:
+        return
+    if len(description) > MAX_DESCRIPTION or UNPRINTABLE.search(description):
+        raise InvalidAdapter(
+            f"the description has {len(description)} characters, some perhaps unprintable; "
+            f"use at most {MAX_DESCRIPTION} printable ones",
+            code="bad_description",
         )
 
 

@@ -13,6 +13,7 @@ _RETRAIN = "train or convert it to a plain LoRA"
 
 REFUSALS: Mapping[str, str] = {
     "bad_name": "Choose another name.",
+    "bad_description": "Shorten it.",
     "missing_file": "Upload adapter_config.json and adapter_model.safetensors, as PEFT's save_pretrained writes them.",
     "pickle": "Pickle files can run code and are not read; save again with safe_serialization=True.",
     "extra_weights": "Only adapter_model.safetensors is served; merge the shards into it or leave the others out.",

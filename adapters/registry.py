@@ -15,7 +15,7 @@ from adapters import names, rows, schema
 from adapters.database import Database
 from adapters.errors import Conflict
 from adapters.manifest import Manifest
-from adapters.records import READY, STATES, Adapter, Version
+from adapters.records import DRAINING, READY, STATES, Adapter, Version
 from adapters.references import listed, living, pick, unknown_ref
 
 __all__ = ["Adapter", "Registry", "Version"]
@@ -37,6 +37,7 @@ class Registry:
     ) -> tuple[Version, bool]:
         """The version, and whether it is new: the same bytes under the same name are the same version."""
         names.require_name(name)
+        names.require_description(description)
         try:
             return self._add_version(name, manifest, description, promote)
         except IntegrityError:  # another process registered the same new name first
@@ -50,7 +51,7 @@ class Registry:
             known = living(rows.read_versions(connection, name), manifest.digest)
             number = known.number if known else rows.insert_version(connection, name, last + 1, manifest)
             version = rows.require_version(connection, name, number)
-            if version.state == READY and (promote or not rows.read_aliases(connection, name)):
+            if version.state == READY and (promote or not _has_default(rows.read_adapter(connection, name))):
                 rows.point(connection, name, names.DEFAULT, number)
             return version, known is None
 
@@ -96,16 +97,17 @@ class Registry:
             return rows.require_version(connection, name, number)
 
     def remove_version(self, name: str, number: int) -> None:
+        """The aliases of a draining version go with it; an alias on any other state is a Conflict."""
         with self._writing(name) as connection:
             version = rows.require_version(connection, name, number)
             pointing = [alias for alias, target in rows.read_aliases(connection, name).items() if target == number]
-            if pointing:
+            if pointing and version.state != DRAINING:
                 raise Conflict(
                     f"{version.ref} is what alias {listed(pointing)} points to; move the alias, "
-                    "or delete the whole adapter"
+                    "or delete the whole adapter",
+                    code="version_in_use",
                 )
-            table = schema.versions
-            connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
+            rows.delete_version(connection, name, number)
             if not rows.read_versions(connection, name):
                 rows.bury(connection, name)
 
@@ -127,3 +129,9 @@ class Registry:
         with self._database.write() as connection:
             rows.require_adapter(connection, name, lock=True)
             yield connection
+
+
+def _has_default(adapter: Adapter) -> bool:
+    """A default that is being deleted is none: it goes with its version."""
+    target = adapter.aliases.get(names.DEFAULT)
+    return any(version.number == target and version.state != DRAINING for version in adapter.versions)

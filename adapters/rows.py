@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from adapters import schema
+from adapters import names, schema
 from adapters.errors import NotFound
 from adapters.manifest import Manifest
 from adapters.records import READY, Adapter, Version
@@ -58,6 +58,12 @@ def point(connection: Connection, name: str, alias: str, number: int) -> None:
     connection.execute(insert(table).values(adapter=name, alias=alias, number=number))
 
 
+def delete_version(connection: Connection, name: str, number: int) -> None:
+    """With the aliases that point to it."""
+    for table in (schema.aliases, schema.versions):
+        connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
+
+
 def adapter_names(connection: Connection) -> list[str]:
     table = schema.adapters
     return list(connection.scalars(select(table.c.name).where(table.c.removed_at.is_(None)).order_by(table.c.name)))
@@ -66,10 +72,11 @@ def adapter_names(connection: Connection) -> list[str]:
 def require_adapter(connection: Connection, name: str, *, lock: bool = False) -> Row[tuple[object, ...]]:
     table = schema.adapters
     query = select(table).where(table.c.name == name, table.c.removed_at.is_(None))
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    spelled = names.NAME.fullmatch(name) is not None  # else the database driver itself may choke on it
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none() if spelled else None
     if row is None:
         known = adapter_names(connection)
-        raise NotFound(f"there is no adapter {name!r}; registered: {listed(known)}")
+        raise NotFound(f"there is no adapter {name[:140]!r}; registered: {listed(known)}")
     return row
 
 
