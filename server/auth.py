@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from server.errors import AuthenticationFailed, PermissionDenied
 from server.keys import ANYONE_ON_LOOPBACK, Caller, KeyRing, Scope
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """Who sends this request. Without any key in the ring, everyone on this machine may do everything."""
     keys: KeyRing = request.app.state.keys
     if not keys:
@@ -27,10 +27,10 @@ def caller(request: Request) -> Caller:
     return known
 
 
-def require(scope: Scope) -> Callable[[Caller], Caller]:
+def require(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
     """A router dependency that lets only callers with `scope` (or `admin`) pass."""
 
-    def check(known: Annotated[Caller, Depends(caller)]) -> Caller:
+    async def check(known: Annotated[Caller, Depends(caller)]) -> Caller:
         if not known.may(scope):
             raise PermissionDenied(f"key {known.id!r} lacks the scope {scope!r}; it has {sorted(known.scopes)}")
         return known
@@ -52,7 +52,7 @@ def _refuse_foreign_pages(request: Request) -> None:
 
 
 def _is_local(host: str) -> bool:
-    if host in ("localhost", "testserver"):
+    if host == "localhost":
         return True
     try:
         return ip_address(host).is_loopback

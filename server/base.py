@@ -7,15 +7,19 @@ from pathlib import Path
 from adapters.base import BaseModel
 from adapters.demo_base import NAME as DEMO_NAME
 from adapters.demo_base import prepare_demo_base
+from adapters.errors import AdapterError
 from server.errors import SettingsError
 from server.settings import Settings
 
 
 def find_base(settings: Settings) -> BaseModel:
-    """Describe the base. Raises SettingsError for one that is not there. May take a minute (demo base, large base)."""
+    """Describe the base. Raises SettingsError for one that cannot be served. May take a minute (demo or large base)."""
     path = _directory(settings)
     name = settings.served_model_name or (DEMO_NAME if settings.model == "demo" else path.name)
-    return BaseModel.read(path, name=name, cache_dir=settings.data_dir / "fingerprints")
+    try:
+        return BaseModel.read(path, name=name, cache_dir=settings.data_dir / "fingerprints")
+    except AdapterError as error:
+        raise SettingsError(f"model is {settings.model!r}: {error}") from None
 
 
 def _directory(settings: Settings) -> Path:

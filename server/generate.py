@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from server.engine.pool import EnginePool
@@ -55,12 +56,12 @@ class Generator:
         return await _until_disconnect(request, lambda: self._generate(endpoint, body, target))
 
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:
-        engine = self._pool.running()
         async with AsyncExitStack() as held:
             adapter = None
             if target.version is not None:
                 assert target.path is not None
                 adapter = await held.enter_async_context(self._residency.lease(target.engine_name, target.path))
+            engine = self._pool.running()  # after the lease: the handle is of this engine, not of one lost meanwhile
             generation = Generation(endpoint, body, uuid.uuid4().hex, target.asked, adapter)
             try:
                 answer = await held.enter_async_context(engine.generate(generation))
@@ -106,22 +107,35 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise BadRequest(f"content-type is {kind!r}, expected application/json", code="unsupported_media_type")
-    received = bytearray()
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > max_bytes:
-            raise RequestTooLarge(f"the body is larger than {max_bytes} bytes (max_request_bytes)")
+    received = await _read(request, max_bytes)
     try:
-        body = json.loads(received)
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}", code="invalid_json") from None
+        text = received.decode()
+        body = json.loads(text)
+        if "\\u" in text:
+            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON in UTF-8: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise BadRequest(f"the body is a JSON {type(body).__name__}, expected an object", code="invalid_json")
     return body
 
 
+async def _read(request: Request, max_bytes: int) -> bytes:
+    received = bytearray()
+    try:
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > max_bytes:
+                raise RequestTooLarge(f"the body is larger than {max_bytes} bytes (max_request_bytes)")
+    except ClientDisconnect:
+        raise BadRequest("the client went away", code="client_disconnected") from None
+    return bytes(received)
+
+
 def _model_of(body: dict[str, Any]) -> str:
-    asked = body.get("model") or ""
+    asked = body.get("model")
+    if asked is None:
+        return ""
     if not isinstance(asked, str):
         raise BadRequest(f"model is a {type(asked).__name__}, expected a string", param="model")
     return asked

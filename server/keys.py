@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
+import re
 import secrets
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from server.errors import SettingsError
 
 Scope = Literal["infer", "publish", "admin"]
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ def load_keys(in_settings: Iterable[str], key_file: Path | None) -> KeyRing:
     keys = [_parse_setting(text, number) for number, text in enumerate(in_settings, 1)]
     if key_file is not None:
         keys += _read_file(key_file)
+        if not keys:
+            # An empty ring would let everyone in, on an address that was chosen in the belief that there are keys.
+            raise SettingsError(f"key file {key_file} holds no key; make one with `loraplex keys new`")
     return KeyRing(keys)
 
 
@@ -95,7 +101,7 @@ def _digest(secret: str) -> str:
 
 def _render(key: Key) -> str:
     scopes = ", ".join(f'"{scope}"' for scope in sorted(key.scopes))
-    return f'[[key]]\nid = "{key.id}"\nsha256 = "{key.digest}"\nscopes = [{scopes}]\n'
+    return f'[[key]]\nid = {json.dumps(key.id)}\nsha256 = "{key.digest}"\nscopes = [{scopes}]\n'
 
 
 def _parse_setting(text: str, number: int) -> Key:
@@ -111,16 +117,21 @@ def _parse_setting(text: str, number: int) -> Key:
 def _read_file(path: Path) -> list[Key]:
     try:
         entries = tomllib.loads(path.read_text())["key"]
-        return [
-            Key(entry["id"], entry["sha256"], _check_scopes(entry["scopes"], f"{path}: {entry['id']}"))
-            for entry in entries
-        ]
+        return [_parse_entry(entry, path) for entry in entries]
     except FileNotFoundError:
         raise SettingsError(f"key file {path} does not exist; `loraplex keys new` makes one") from None
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise SettingsError(f"key file {path} cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"key file {path} is damaged: {error!r}; expected [[key]] with id, sha256, scopes"
         ) from None
+
+
+def _parse_entry(entry: dict[str, Any], path: Path) -> Key:
+    if not DIGEST.fullmatch(entry["sha256"]):
+        raise ValueError(f"sha256 of key {entry['id']!r} is not 64 lower-case hex digits")
+    return Key(str(entry["id"]), entry["sha256"], _check_scopes(entry["scopes"], f"{path}: {entry['id']}"))
 
 
 def _check_scopes(scopes: Iterable[str], where: str) -> frozenset[Scope]:

@@ -59,7 +59,7 @@ class Residency:
         self._entries: dict[str, Resident] = {}
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._wanted: Counter[str] = Counter()
-        self._retiring: set[str] = set()
+        self._retiring: Counter[str] = Counter()
         self._ids = itertools.count(1)
         self._epoch = 0
         self._one_load = asyncio.Lock()
@@ -77,9 +77,7 @@ class Residency:
         try:
             entry = await self._acquire(name, path)
         finally:
-            self._wanted[name] -= 1
-            if not self._wanted[name]:
-                del self._wanted[name]
+            _decrement(self._wanted, name)
         try:
             yield entry.handle
         finally:
@@ -88,19 +86,20 @@ class Residency:
     @asynccontextmanager
     async def retiring(self, name: str) -> AsyncIterator[None]:
         """Refuse new leases, wait for those that run, free the adapter; the block then runs with it gone."""
-        self._retiring.add(name)
+        self._retiring[name] += 1
         try:
             if (load := self._loads.get(name)) is not None:
                 await asyncio.wait([load])
             await self._drain(name)
             yield
         finally:
-            self._retiring.discard(name)
+            _decrement(self._retiring, name)
 
     def forget_all(self) -> None:
         """The engine was lost and everything in it. Leases still held end by themselves."""
         self._epoch += 1
         self._entries.clear()
+        self._waking = asyncio.create_task(self._notify())  # there is room now (kept: the loop holds tasks weakly)
 
     def snapshot(self) -> dict[str, Resident]:
         """Engine name → what is held right now."""
@@ -110,15 +109,21 @@ class Residency:
         return list(self._loads)
 
     async def _acquire(self, name: str, path: Path) -> Resident:
-        deadline = asyncio.get_running_loop().time() + self._wait_s
+        loop, found = asyncio.get_running_loop(), True
+        deadline = loop.time() + self._wait_s
         while True:
             if name in self._retiring:
                 raise AdapterUnavailable(f"adapter {name} is being removed", code="adapter_draining")
             entry = self._entries.get(name)
             if entry is None:
-                await self._load_shared(name, path, deadline)
+                found = False
+                try:
+                    await self._load_shared(name, path, deadline)
+                except Overloaded:
+                    if loop.time() >= deadline:  # else the patience of whoever asked first ran out, not ours
+                        raise
             elif entry.state == "resident":
-                self.counters.hits += 1
+                self.counters.hits += found
                 entry.leases += 1
                 entry.last_used = time.monotonic()
                 return entry
@@ -164,20 +169,18 @@ class Residency:
         await self._evict_idle()
 
     async def _load_into_spare_place(self, name: str, path: Path) -> None:
-        epoch, handle, started = (
-            self._epoch,
-            AdapterHandle(name, str(path), next(self._ids)),
-            time.perf_counter(),
-        )
+        handle, started = AdapterHandle(name, str(path), next(self._ids)), time.perf_counter()
         try:
             await asyncio.to_thread(_read_through, path)
-            await self._engine().add_adapter(handle)
+            engine, epoch = self._engine(), self._epoch  # together: after a loss meanwhile, both are the new one's
+            await engine.add_adapter(handle)
         except ServerError:
             raise
         except Exception as error:
             self.counters.failures += 1
             log.warning("engine refused adapter", extra={"adapter": name, "reason": str(error)})
-            message = f"the engine refused adapter {name}: {_first_line(error)}"
+            reason = _first_line(error).replace(str(path), "its directory")  # clients need not know our disk
+            message = f"the engine refused adapter {name}: {reason}"
             raise AdapterUnavailable(message, code="adapter_refused") from error
         if epoch != self._epoch:
             raise EngineUnavailable("the engine was rebuilt while the adapter was loading; try again")
@@ -234,6 +237,12 @@ class Residency:
             f"no room for adapter {name} within {self._wait_s:g} s: all {self._capacity} resident adapters are in "
             "use; retry later or raise max_resident_adapters"
         )
+
+
+def _decrement(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if not counter[name]:
+        del counter[name]
 
 
 def _read_through(path: Path) -> None:

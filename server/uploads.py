@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ async def _parse(request: Request, limits: UploadLimits) -> FormData:
         raise UploadError(f"the multipart body cannot be read: {error}", code="bad_multipart") from None
 
 
-async def _capped(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def _capped(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise UploadTooLarge(f"the upload declares {declared} bytes, the limit is {limit} (max_upload_bytes)")
