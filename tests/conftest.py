@@ -1,0 +1,23 @@
+"""What every test shares: no network for model hubs, and the demo base, made once and kept between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads beside an engine cost 20 times the work
+
+CACHE_DIR = Path(os.environ.get("LORAPLEX_CACHE_DIR", Path(__file__).parent.parent / ".cache"))
+
+
+@pytest.fixture(scope="session")
+def demo_base() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face directory, the one `make demo` uses too."""
+    from adapters.demo_base import NAME, prepare_demo_base
+
+    return prepare_demo_base(CACHE_DIR / "demo-base" / NAME)
