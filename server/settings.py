@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, InitSettingsSource, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 from pydantic_settings.exceptions import SettingsError as UnreadableValue
 
@@ -149,12 +148,12 @@ def load_settings(argv: Sequence[str] = ()) -> Settings:
     for flag in LIST_FLAGS:
         before.add_argument(flag, action="append")
     known, rest = before.parse_known_args(list(argv))
-    rest += [f"{flag}={json.dumps(given)}" for flag in LIST_FLAGS if (given := getattr(known, _as_field(flag)))]
+    lists = {_as_field(flag): given for flag in LIST_FLAGS if (given := getattr(known, _as_field(flag)))}
     _refuse_unknown_flags(rest)
     _refuse_unknown_environment()
     try:
         from_file = _read_toml(known.config) if known.config else {}
-        settings = _merge(from_file, rest)
+        settings = _merge(from_file, rest, lists)
     except ValidationError as error:
         raise SettingsError(_describe(error)) from None
     except UnreadableValue as error:
@@ -168,7 +167,7 @@ def load_settings(argv: Sequence[str] = ()) -> Settings:
     return settings
 
 
-def _merge(from_file: dict[str, Any], argv: list[str]) -> Settings:
+def _merge(from_file: dict[str, Any], argv: list[str], lists: dict[str, Any]) -> Settings:
     class FromFile(Settings):
         @classmethod
         def settings_customise_sources(
@@ -183,7 +182,7 @@ def _merge(from_file: dict[str, Any], argv: list[str]) -> Settings:
                 cli_avoid_json=True,
                 cli_implicit_flags=True,
             )
-            return flags, env_settings, init_settings
+            return InitSettingsSource(settings_cls, init_kwargs=lists), flags, env_settings, init_settings
 
     merged = FromFile(**from_file)
     return Settings.model_construct(**merged.model_dump())

@@ -1,0 +1,65 @@
+"""Settings without the caller's environment, a tiny base, a server around the fake engine, and one on a real socket."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from server.launch import ServerProcess, launch
+from tests.adapters.factories import write_base
+from tests.server.harness import WITH_KEYS, World, world
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("LORAPLEX_") and name != "LORAPLEX_CACHE_DIR"]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def tiny_base(tmp_path: Path) -> Path:
+    return write_base(tmp_path / "tiny")
+
+
+@pytest.fixture
+def built(tiny_base: Path, tmp_path: Path) -> World:
+    """Not started, without keys."""
+    return world(tiny_base, tmp_path / "data")
+
+
+@pytest.fixture
+def client(built: World) -> Iterator[TestClient]:
+    """Of `built`, started and ready."""
+    with built.client() as client:
+        wait_until_ready(client)
+        yield client
+
+
+@pytest.fixture
+def guarded(tiny_base: Path, tmp_path: Path) -> Iterator[TestClient]:
+    """A server that knows the three keys of `harness.KEYS`."""
+    with world(tiny_base, tmp_path / "guarded", **WITH_KEYS).client() as client:
+        wait_until_ready(client)
+        yield client
+
+
+@pytest.fixture(scope="session")
+def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`python -m server` with the fake engine, on a real socket."""
+    root = tmp_path_factory.mktemp("live")
+    flags = ["--engine", "fake", "--model", str(write_base(root / "tiny")), "--data-dir", str(root / "data")]
+    with launch(flags, root / "server.log") as server:
+        server.wait_ready(60)
+        yield server
+
+
+def wait_until_ready(client: TestClient) -> None:
+    deadline = time.monotonic() + 10
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline, "the fake engine did not become ready"
+        time.sleep(0.005)
