@@ -118,10 +118,15 @@ class _BoundedStream(io.RawIOBase):
         self._max_position = max_position
 
     def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > self._max_read_bytes:
-            raise UnsafeArchive(f"a header claims {size} bytes, at most {self._max_read_bytes} are read; pack it again")
-        self._require_within(self.tell() + size)
-        return self._stream.read(size)
+        if size > self._max_read_bytes:
+            raise self._too_much(size)
+        if size >= 0:
+            self._require_within(self.tell() + size)
+            return self._stream.read(size)
+        rest = self._stream.read(self._max_read_bytes + 1)
+        if len(rest) > self._max_read_bytes:
+            raise self._too_much(len(rest))
+        return rest
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_SET:
@@ -136,6 +141,9 @@ class _BoundedStream(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def _too_much(self, size: int) -> UnsafeArchive:
+        return UnsafeArchive(f"a header claims {size} bytes, at most {self._max_read_bytes} are read; pack it again")
 
     def _require_within(self, position: int) -> None:
         if self._max_position is not None and position > self._max_position:

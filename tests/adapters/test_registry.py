@@ -1,0 +1,249 @@
+"""Versions are immutable and numbered once; aliases move; everything survives a restart."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import Conflict, InvalidAdapter, NotFound, StoreError
+from adapters.manifest import Manifest
+from adapters.registry import Registry
+
+
+def digest(character: str) -> str:
+    return "sha256:" + character * 64
+
+
+def manifest(character: str) -> Manifest:
+    return Manifest(
+        digest=digest(character),
+        size_bytes=10,
+        kind="lora",
+        rank=8,
+        alpha=16.0,
+        target_modules=("q_proj",),
+        module_count=2,
+        parameter_count=128,
+        dtype="BF16",
+        base_model="tiny",
+        files={"adapter_config.json": "00"},
+        warnings=("something",),
+        lineage={"seed": 7, "deep": {"list": [1, None]}},
+        scores={"loss": 0.25},
+    )
+
+
+def test_first_version_is_number_one_and_the_default(registry: Registry) -> None:
+    version, created = registry.add_version("a", manifest("1"), description="first", promote=False)
+    assert created
+    assert (version.ref, version.number, version.state, version.reason) == ("a@1", 1, "ready", None)
+    assert version.manifest == manifest("1")
+    assert datetime.now(UTC) - version.created_at < timedelta(minutes=1)
+    assert registry.resolve("a") == version
+    adapter = registry.adapter("a")
+    assert (adapter.description, adapter.versions, adapter.aliases) == ("first", (version,), {"default": 1})
+
+
+def test_everything_survives_a_restart(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/r.db"
+    first = Registry(url)
+    first.add_version("a", manifest("1"))
+    first.set_alias("a", "stable", 1)
+    before = first.adapters()
+    first.close()
+    second = Registry(url)
+    assert second.adapters() == before
+    second.close()
+
+
+def test_same_bytes_are_the_same_version(registry: Registry) -> None:
+    first, _ = registry.add_version("a", manifest("1"))
+    assert registry.add_version("a", manifest("1")) == (first, False)
+    assert registry.add_version("b", manifest("1"))[0].ref == "b@1"
+    assert registry.digests() == {digest("1")}
+
+
+def test_same_bytes_are_a_new_version_while_the_old_one_drains(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    registry.set_state("a", 1, "draining")
+    version, created = registry.add_version("a", manifest("1"), promote=False)
+    assert (created, version.number, registry.resolve("a").number) == (True, 2, 2)
+    assert registry.resolve("a", digest("1")[:19]).number == 2
+    registry.remove_version("a", 1)
+    assert registry.resolve("a").number == 2
+
+
+def test_promotion_is_a_choice(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    registry.add_version("a", manifest("2"), promote=False)
+    assert registry.resolve("a").number == 1
+    assert registry.add_version("a", manifest("2"), promote=True)[1] is False
+    assert registry.resolve("a").number == 2
+
+
+def test_same_bytes_do_not_leave_quarantine_by_uploading_again(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    registry.add_version("a", manifest("2"))
+    registry.set_state("a", 1, "quarantined", "NaN logits")
+    version, created = registry.add_version("a", manifest("1"), promote=True)
+    assert (version.state, version.reason, created) == ("quarantined", "NaN logits", False)
+    assert registry.resolve("a").number == 2
+
+
+def test_numbers_are_never_used_again(registry: Registry) -> None:
+    for character in "123":
+        registry.add_version("a", manifest(character))
+    registry.set_alias("a", "default", 1)
+    registry.remove_version("a", 3)
+    assert registry.add_version("a", manifest("4"))[0].number == 4
+    registry.remove_adapter("a")
+    assert registry.add_version("a", manifest("1"), description="again")[0].number == 5
+    assert registry.adapter("a").description == "again"
+
+
+@pytest.mark.parametrize(
+    ("ref", "number"),
+    [(None, 3), ("1", 1), ("007", None), ("latest", 2), ("stable", 1), (digest("2")[:19], 2), (digest("3"), 3)],
+)
+def test_references(registry: Registry, ref: str | None, number: int | None) -> None:
+    for character in "123":
+        registry.add_version("a", manifest(character))
+    registry.set_alias("a", "stable", 1)
+    registry.set_state("a", 3, "failed", "would not load")
+    if number is None:
+        with pytest.raises(NotFound):
+            registry.resolve("a", ref)
+    else:
+        assert registry.resolve("a", ref).number == number
+
+
+@pytest.mark.parametrize("ref", ["2", "0", "9" * 5000, "²", "", "sha256:111", "sha256:" + "9" * 12, "x\0y", "\ud800"])
+def test_unknown_reference_says_what_exists(registry: Registry, ref: str) -> None:
+    registry.add_version("a", manifest("1"))
+    with pytest.raises(NotFound, match=r"versions: 1 \(ready\); aliases: default"):
+        registry.resolve("a", ref)
+
+
+@pytest.mark.parametrize("name", ["b", "", "A", "a@1", "x\0y", "\ud800", "../a", "n" * 5000])
+def test_unknown_adapter_says_what_exists(registry: Registry, name: str) -> None:
+    registry.add_version("a", manifest("1"))
+    for call in (registry.resolve, registry.adapter, registry.remove_adapter):
+        with pytest.raises(NotFound, match="registered: a"):
+            call(name)
+
+
+def test_ambiguous_digest_asks_for_more(registry: Registry) -> None:
+    for tail in "01":
+        registry.add_version("a", Manifest(**{**manifest("1").to_json(), "digest": "sha256:" + "1" * 63 + tail}))
+    with pytest.raises(NotFound, match="fits 2 versions; give more digits"):
+        registry.resolve("a", "sha256:" + "1" * 20)
+
+
+@pytest.mark.parametrize("name", ["", ".a", "-a", "a@b", "a:b", "a/b", "a b", "ä", "a\n", "a" * 129])
+def test_bad_adapter_names(registry: Registry, name: str) -> None:
+    with pytest.raises(InvalidAdapter) as error:
+        registry.add_version(name, manifest("1"))
+    assert error.value.code == "bad_name"
+    assert registry.adapters() == []
+
+
+@pytest.mark.parametrize("name", ["a", "0", "A.b-c_d", "a" * 128, "latest"])
+def test_good_adapter_names(registry: Registry, name: str) -> None:
+    assert registry.add_version(name, manifest("1"))[0].adapter == name
+
+
+@pytest.mark.parametrize("alias", ["", "3", "٣", "latest", "sha256", "sha256x", "a@b", "a" * 129])
+def test_bad_aliases(registry: Registry, alias: str) -> None:
+    registry.add_version("a", manifest("1"))
+    with pytest.raises(InvalidAdapter) as error:
+        registry.set_alias("a", alias, 1)
+    assert error.value.code == "bad_name"
+
+
+@pytest.mark.parametrize("description", ["x" * 4001, "nul\0", "\ud800"])
+def test_bad_descriptions(registry: Registry, description: str) -> None:
+    with pytest.raises(InvalidAdapter) as error:
+        registry.add_version("a", manifest("1"), description=description)
+    assert error.value.code == "bad_description"
+
+
+def test_aliases_move_and_go(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    registry.add_version("a", manifest("2"))
+    assert registry.set_alias("a", "stable", 1).aliases == {"default": 2, "stable": 1}
+    assert registry.set_alias("a", "stable", 2).aliases == {"default": 2, "stable": 2}
+    assert registry.remove_alias("a", "stable").aliases == {"default": 2}
+    with pytest.raises(NotFound, match="'stable'"):
+        registry.remove_alias("a", "stable")
+    with pytest.raises(NotFound, match="'9'"):
+        registry.set_alias("a", "stable", 9)
+    with pytest.raises(Conflict, match="move it"):
+        registry.remove_alias("a", "default")
+
+
+def test_alias_moves_to_ready_versions_only(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    registry.add_version("a", manifest("2"))
+    registry.set_state("a", 1, "draining")
+    with pytest.raises(Conflict, match="a@1 is draining"):
+        registry.set_alias("a", "stable", 1)
+
+
+def test_version_in_use_stays(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    registry.add_version("a", manifest("2"))
+    with pytest.raises(Conflict, match="alias default"):
+        registry.remove_version("a", 2)
+    registry.remove_version("a", 1)
+    with pytest.raises(NotFound):
+        registry.remove_version("a", 1)
+    assert registry.digests() == {digest("2")}
+
+
+def test_adapter_drained_version_by_version_is_gone_with_the_last(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    registry.add_version("a", manifest("2"))
+    for number in (1, 2):
+        registry.set_state("a", number, "draining")
+    for number in (2, 1):
+        registry.remove_version("a", number)
+    assert registry.adapters() == []
+    assert registry.digests() == set()
+
+
+def test_concurrent_uploads_get_different_numbers(registry: Registry) -> None:
+    characters = "0123456789abcdef"
+    numbers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda c=c: numbers.append(registry.add_version("a", manifest(c))[0].number))
+        for c in characters
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(1, 17))
+
+
+def test_sqlite_is_set_up_for_durability(tmp_path: Path, registry: Registry) -> None:
+    with registry._database.read() as connection:
+        settings = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
+        }
+    assert settings == {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 2, "busy_timeout": 10_000}
+
+
+def test_newer_schema_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/r.db"
+    Registry(url).close()
+    with sqlite3.connect(tmp_path / "r.db") as connection:
+        connection.execute("UPDATE loraplex_schema SET version = 2")
+    connection.close()
+    with pytest.raises(StoreError, match=re.escape("has schema 2, this loraplex knows 1")):
+        Registry(url)
