@@ -1,0 +1,158 @@
+"""The configuration of one training run: a YAML file plus `--set a.b=c`, checked before anything is loaded.
+
+Field names are those of peft and transformers. Unknown keys are errors that name the nearest key. It knows nothing
+of torch; a configuration can be checked on a machine that could not train it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import MinLen
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapters.errors import ConfigError
+from adapters.names import NAME
+
+TARGET_PRESETS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "attention-qv": ("q_proj", "v_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    model_name_or_path: Path
+    """Directory of the base in Hugging Face form, relative to where the command runs."""
+
+
+class QuantizationSection(Section):
+    """Defaults equal what the server does in flight, so that an adapter is trained on what it will be served on."""
+
+    load_in_4bit: bool = True
+    bnb_4bit_quant_type: Literal["nf4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class PeftSection(Section):
+    method: Literal["lora"] = "lora"
+    r: int = Field(8, ge=1, le=512)
+    lora_alpha: int = Field(16, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["attention", "attention-qv", "mlp", "all-linear"] | tuple[str, ...] = "all-linear"
+
+    def modules_for_peft(self) -> list[str] | str:
+        """peft finds `all-linear` itself in any architecture, leaving out the lm_head."""
+        if isinstance(self.target_modules, str):
+            return list(TARGET_PRESETS.get(self.target_modules, ())) or self.target_modules
+        return list(self.target_modules)
+
+
+class DataSection(Section):
+    train: Annotated[tuple[Path, ...], MinLen(1)]
+    """JSONL files, one conversation a line under `messages`; relative to the YAML file."""
+    eval_split: float = Field(0.1, gt=0, lt=1)
+    """Share of the conversations held out, chosen by the hash of the conversation."""
+    max_length: int = Field(512, ge=16)
+
+
+class TrainingSection(Section):
+    max_steps: int = Field(ge=1)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(3, ge=0)
+    """Linear warm-up, then a cosine down to a tenth of the learning rate."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    seed: int = 42
+
+
+class EvalSection(Section):
+    prompts: tuple[str, ...] = ()
+    """Asked before and after training, greedily; keep them out of the data."""
+    max_new_tokens: int = Field(64, ge=1)
+
+
+class OutputSection(Section):
+    output_dir: Path
+    """Becomes the PEFT directory; an older one is replaced when the run has ended well."""
+    name: str = Field(pattern=rf"^{NAME.pattern}$")
+    max_lora_rank: int = Field(16, ge=1)
+    """The largest rank the server takes (its `max_lora_rank`); the finished adapter is checked against it."""
+    description: str = ""
+
+
+class TrainConfig(Section):
+    model: ModelSection
+    quantization: QuantizationSection = QuantizationSection()
+    peft: PeftSection = PeftSection()
+    data: DataSection
+    training: TrainingSection
+    eval: EvalSection = EvalSection()
+    output: OutputSection
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read, override, check; raises ConfigError with one line for each thing that is wrong."""
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        config = TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+    files = tuple(path.parent / file for file in config.data.train)
+    return config.model_copy(update={"data": config.data.model_copy(update={"train": files})})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections (model, data, training, output), got {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected section.key=value, as in training.learning_rate=1e-4")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value cannot be read as YAML: {error}") from error
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    known = list(_keys(TrainConfig))
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            yield f"{key}: unknown key; the nearest is {nearest}"
+        else:
+            yield f"{key}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")

@@ -1,0 +1,59 @@
+"""What training changed: loss on held-out conversations and answers to prompts, of the base and of the adapter.
+
+It leaves the model in training mode, with its adapter on, as it found it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapters.train.config import EvalSection
+from adapters.train.labels import Example
+from adapters.train.model import collate, loss_sum
+
+
+@dataclass(frozen=True)
+class Verdict:
+    held_out_base: float
+    held_out_adapter: float
+    prompts: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+@contextmanager
+def _evaluating(model: Any, *, base: bool) -> Iterator[None]:
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter() if base else nullcontext():
+            yield
+    finally:
+        model.train()
+
+
+def held_out_loss(model: Any, examples: Sequence[Example], pad: int, size: int, *, base: bool = False) -> float:
+    """Mean cross-entropy in nats per trained token; with `base` the adapter is switched off."""
+    batches = [collate(examples[i : i + size], pad) for i in range(0, len(examples), size)]
+    with _evaluating(model, base=base):
+        total = sum(float(loss_sum(model, batch)) for batch in batches)
+    return total / sum(example.trained_tokens for example in examples)
+
+
+def answers(model: Any, tokenizer: Any, section: EvalSection, *, base: bool = False) -> list[str]:
+    """Greedy answers to the prompts of the configuration, all in one batch."""
+    if not section.prompts:
+        return []
+    chats = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
+    tokenizer.padding_side = "left"
+    inputs = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    with _evaluating(model, base=base):
+        outputs = model.generate(**inputs, max_new_tokens=section.max_new_tokens, do_sample=False, use_cache=True)
+    asked = inputs["input_ids"].shape[1]
+    return [tokenizer.decode(row[asked:], skip_special_tokens=True).strip() for row in outputs]

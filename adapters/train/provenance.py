@@ -1,0 +1,53 @@
+"""`loraplex.json`: where an adapter comes from and what it needs, kept in its directory.
+
+adapter_config.json records neither the base's identity nor its quantisation nor the chat template, so an adapter on
+the wrong base of equal shape loads silently; the server reads this file and refuses.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from adapters.base import BaseModel
+from adapters.train.config import TrainConfig
+from adapters.train.data import Split, digest_of
+from adapters.train.evaluate import Verdict
+from adapters.train.labels import chat_template_sha256
+
+PROVENANCE = "loraplex.json"
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def write_provenance(config: TrainConfig, split: Split, tokenizer: Any, verdict: Verdict, path: Path) -> None:
+    quantization = config.quantization
+    record = {
+        "base_fingerprint": BaseModel.read(config.model.model_name_or_path).fingerprint,
+        "quantization": quantization.model_dump() if quantization.load_in_4bit else None,
+        "chat_template_sha256": chat_template_sha256(tokenizer),
+        "lineage": {
+            "seed": config.training.seed,
+            "steps": config.training.max_steps,
+            "data_sha256": digest_of([*split.train, *split.held_out]),
+            "train_rows": len(split.train),
+            "held_out_rows": len(split.held_out),
+            "config": _portable(config),
+            "versions": {library: metadata.version(library) for library in LIBRARIES},
+        },
+        "scores": {
+            "held_out_loss": round(verdict.held_out_adapter, 6),
+            "held_out_loss_base": round(verdict.held_out_base, 6),
+        },
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _portable(config: TrainConfig) -> dict[str, Any]:
+    """Paths shrink to their last part: an adapter travels, the directories of the machine it was made on do not."""
+    values = config.model_dump(mode="json")
+    values["model"]["model_name_or_path"] = config.model.model_name_or_path.resolve().name
+    values["data"]["train"] = [file.name for file in config.data.train]
+    values["output"]["output_dir"] = config.output.output_dir.name
+    return values

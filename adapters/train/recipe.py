@@ -1,0 +1,149 @@
+"""The recipe, flat: setup → train → evaluate → save. Read `train` first; the rest is its lines.
+
+The result is a PEFT directory that appears whole or not at all. It knows nothing of servers or registries.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.errors import TrainError
+from adapters.staging import staged
+from adapters.train import model as models
+from adapters.train.card import write_card
+from adapters.train.config import TrainConfig, TrainingSection
+from adapters.train.data import Split, read_conversations, split_by_hash
+from adapters.train.evaluate import Verdict, answers, held_out_loss
+from adapters.train.journal import CURVE, Journal, Step, draw_curve
+from adapters.train.labels import Example, encode_all
+from adapters.train.provenance import PROVENANCE, write_provenance
+
+
+@dataclass(frozen=True)
+class Setup:
+    tokenizer: Any
+    model: Any
+    split: Split
+    examples: list[Example]
+    held_out: list[Example]
+
+
+@dataclass(frozen=True)
+class Trained:
+    directory: Path
+    name: str
+    steps: tuple[Step, ...]
+    verdict: Verdict
+    truncated: int
+    duplicates: int
+
+
+def train(config: TrainConfig) -> Trained:
+    setup = set_up(config)
+    with staged(config.output.output_dir) as directory:
+        before = answers(setup.model, setup.tokenizer, config.eval, base=True)
+        with Journal(directory, config.output.name, config.training.max_steps) as journal:
+            run_steps(setup, config.training, journal)
+        verdict = judge(setup, config, before)
+        save(setup, config, journal.steps, verdict, directory)
+    truncated = sum(example.truncated for example in setup.examples + setup.held_out)
+    return Trained(
+        directory=config.output.output_dir,
+        name=config.output.name,
+        steps=tuple(journal.steps),
+        verdict=verdict,
+        truncated=truncated,
+        duplicates=setup.split.duplicates,
+    )
+
+
+def set_up(config: TrainConfig) -> Setup:
+    """Everything that can be wrong with the data is found before the base is loaded."""
+    split = split_by_hash(read_conversations(config.data.train), config.data.eval_split)
+    tokenizer = models.load_tokenizer(config.model)
+    examples = encode_all(split.train, tokenizer, config.data.max_length)
+    held_out = encode_all(split.held_out, tokenizer, config.data.max_length)
+    base = models.load_base(config.model, config.quantization)
+    torch.manual_seed(config.training.seed)
+    return Setup(tokenizer, models.attach_lora(base, config.peft), split, examples, held_out)
+
+
+def run_steps(setup: Setup, section: TrainingSection, journal: Journal) -> None:
+    parameters = models.trainable(setup.model)
+    optimizer = torch.optim.AdamW(parameters, lr=section.learning_rate, weight_decay=section.weight_decay)
+    batches = batches_forever(setup.examples, section, setup.tokenizer.pad_token_id)
+    setup.model.train()
+    for number in range(1, section.max_steps + 1):
+        begun = time.perf_counter()
+        rate = learning_rate(number, section)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        step_batches = [next(batches) for _ in range(section.gradient_accumulation_steps)]
+        loss = backward(setup.model, step_batches)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainError(
+                f"step {number}: the loss is {loss} and the gradient norm {norm}; lower training.learning_rate "
+                f"(now {section.learning_rate}) or look for broken rows in the data",
+                code="diverged",
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens = sum(batch.tokens for batch in step_batches)
+        journal.record(Step(number, loss, norm, rate, tokens, time.perf_counter() - begun))
+
+
+def backward(model: Any, batches: Sequence[models.Batch]) -> float:
+    """Gradients of the mean loss over the trained tokens of all batches: a token counts the same in each."""
+    count = sum(int((batch.labels[:, 1:] != models.IGNORED).sum()) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        loss = models.loss_sum(model, batch) / count
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def batches_forever(examples: Sequence[Example], section: TrainingSection, pad: int) -> Iterator[models.Batch]:
+    """Epoch after epoch, each in a seeded order of its own."""
+    order, shuffler = list(examples), random.Random(section.seed)
+    size = section.per_device_train_batch_size
+    while True:
+        shuffler.shuffle(order)
+        for start in range(0, len(order), size):
+            yield models.collate(order[start : start + size], pad)
+
+
+def learning_rate(step: int, section: TrainingSection) -> float:
+    """Linear up over `warmup_steps`, then a cosine down to a tenth at the last step."""
+    if step <= section.warmup_steps:
+        return section.learning_rate * step / section.warmup_steps
+    part = (step - section.warmup_steps) / max(1, section.max_steps - section.warmup_steps)
+    return section.learning_rate * (0.55 + 0.45 * math.cos(math.pi * part))
+
+
+def judge(setup: Setup, config: TrainConfig, before: list[str]) -> Verdict:
+    pad, size = setup.tokenizer.pad_token_id, config.training.per_device_train_batch_size
+    return Verdict(
+        held_out_base=held_out_loss(setup.model, setup.held_out, pad, size, base=True),
+        held_out_adapter=held_out_loss(setup.model, setup.held_out, pad, size),
+        prompts=config.eval.prompts,
+        before=tuple(before),
+        after=tuple(answers(setup.model, setup.tokenizer, config.eval)),
+    )
+
+
+def save(setup: Setup, config: TrainConfig, steps: Sequence[Step], verdict: Verdict, directory: Path) -> None:
+    setup.model.peft_config["default"].base_model_name_or_path = config.model.model_name_or_path.resolve().name
+    setup.model.save_pretrained(directory)
+    draw_curve(steps, verdict.held_out_adapter, verdict.held_out_base, directory / CURVE)
+    write_provenance(config, setup.split, setup.tokenizer, verdict, directory / PROVENANCE)
+    write_card(config, verdict, directory / "README.md")
