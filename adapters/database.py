@@ -21,6 +21,10 @@ class Database:
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
 
+    @property
+    def shown_url(self) -> str:
+        return self._engine.url.render_as_string(hide_password=True)
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         with self._engine.begin() as connection:

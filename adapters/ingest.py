@@ -59,11 +59,11 @@ class Ingest:
             ]
             return self.upload(name, files, description=description, promote=promote)
 
-    def forget(self, name: str, number: int) -> None:
-        """Conflict while an alias points to it."""
+    def forget(self, name: str, number: int, *, with_aliases: bool = False) -> None:
+        """Unregister a version and delete its files. Conflict while an alias points to it, unless those go too."""
         with self._store.lock():
             digest = self._registry.resolve(name, str(number)).digest
-            self._registry.remove_version(name, number)
+            self._registry.remove_version(name, number, with_aliases=with_aliases)
             self._delete_unreferenced({digest})
 
     def forget_adapter(self, name: str) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection, delete, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from adapters import names, rows, schema
 from adapters.database import Database
-from adapters.errors import Conflict
+from adapters.errors import Conflict, StoreError
 from adapters.manifest import Manifest
 from adapters.records import DRAINING, READY, STATES, Adapter, Version
 from adapters.references import listed, living, pick, unknown_ref
@@ -26,8 +26,14 @@ class Registry:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
-        with self._database.write() as connection:
-            schema.prepare(connection)
+        try:
+            with self._database.write() as connection:
+                schema.prepare(connection)
+        except DBAPIError as error:
+            raise StoreError(
+                f"the registry database {self._database.shown_url} cannot be opened: {error.orig}; "
+                "check that its directory or server exists and that it is a database"
+            ) from error
 
     def close(self) -> None:
         self._database.close()
@@ -96,12 +102,12 @@ class Registry:
             connection.execute(update(schema.versions).where(*where).values(state=state, reason=reason))
             return rows.require_version(connection, name, number)
 
-    def remove_version(self, name: str, number: int) -> None:
-        """The aliases of a draining version go with it; an alias on any other state is a Conflict."""
+    def remove_version(self, name: str, number: int, *, with_aliases: bool = False) -> None:
+        """Conflict while an alias points to it, unless those go too. The adapter goes with its last version."""
         with self._writing(name) as connection:
             version = rows.require_version(connection, name, number)
             pointing = [alias for alias, target in rows.read_aliases(connection, name).items() if target == number]
-            if pointing and version.state != DRAINING:
+            if pointing and not with_aliases:
                 raise Conflict(
                     f"{version.ref} is what alias {listed(pointing)} points to; move the alias, "
                     "or delete the whole adapter",

@@ -9,7 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
+from sqlalchemy.schema import CreateTable
 
+from adapters import schema
 from adapters.errors import Conflict, InvalidAdapter, NotFound, StoreError
 from adapters.manifest import Manifest
 from adapters.registry import Registry
@@ -211,9 +214,18 @@ def test_adapter_drained_version_by_version_is_gone_with_the_last(registry: Regi
     for number in (1, 2):
         registry.set_state("a", number, "draining")
     for number in (2, 1):
-        registry.remove_version("a", number)
+        registry.remove_version("a", number, with_aliases=True)
     assert registry.adapters() == []
     assert registry.digests() == set()
+
+
+def test_upload_while_the_whole_adapter_drains_outlives_it(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    registry.set_alias("a", "stable", 1)
+    registry.set_state("a", 1, "draining")
+    registry.add_version("a", manifest("2"), promote=False)
+    registry.remove_version("a", 1, with_aliases=True)
+    assert registry.adapter("a").aliases == {"default": 2}
 
 
 def test_concurrent_uploads_get_different_numbers(registry: Registry) -> None:
@@ -247,3 +259,17 @@ def test_newer_schema_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StoreError, match=re.escape("has schema 2, this loraplex knows 1")):
         Registry(url)
+
+
+def test_database_that_cannot_be_opened_says_which(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database, but long enough to look like one" * 100)
+    for name in ("gone/r.db", "text.db"):
+        with pytest.raises(StoreError, match=f"{name} cannot be opened: .*check that"):
+            Registry(f"sqlite:///{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+def test_tables_are_portable(database: str) -> None:
+    dialect = make_url(f"{database}://").get_dialect()()
+    for table in schema.metadata.sorted_tables:
+        assert f"CREATE TABLE {table.name}" in str(CreateTable(table).compile(dialect=dialect))
