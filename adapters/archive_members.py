@@ -54,7 +54,7 @@ class Member:
 
 def read_tar(stream: BinaryIO, gzipped: bool, limits: UploadLimits) -> Iterator[Member]:
     with _reporting_damage():
-        plain = cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if gzipped else stream
+        plain = cast(BinaryIO, gzip.GzipFile(fileobj=stream, mode="rb")) if gzipped else stream
         # Skipped members are decompressed too, so the place in the stream is limited, not only what is kept.
         bounded = _BoundedStream(
             plain, CHUNK_BYTES, limits.max_bytes + limits.max_files * HEADER_BYTES_A_FILE + END_BYTES

@@ -11,7 +11,10 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -66,6 +69,21 @@ def test_kept_files_come_out_flat(
     tmp_path: Path, pack: Callable[[dict[str, bytes]], list[UploadedFile]], files: dict[str, bytes]
 ) -> None:
     assert unpacked(tmp_path / "into", pack(files)) == FILES
+
+
+@every_packer
+@pytest.mark.parametrize("memory_bytes", [1, 1 << 20])
+def test_spooled_files_of_a_web_framework_are_read(
+    tmp_path: Path, pack: Callable[[dict[str, bytes]], list[UploadedFile]], memory_bytes: int
+) -> None:
+    with ExitStack() as stack:
+        spooled = []
+        for file in pack(FILES):
+            stream = stack.enter_context(SpooledTemporaryFile(max_size=memory_bytes))
+            stream.write(file.stream.read())
+            stream.seek(0)
+            spooled.append(UploadedFile(file.filename, cast(BinaryIO, stream)))
+        assert unpacked(tmp_path / "into", spooled) == FILES
 
 
 @every_packer
