@@ -22,7 +22,7 @@ from tests.adapters.factories import AdapterFiles, lora_tensors
 
 LOCAL = "http://127.0.0.1"
 KEYS = {"infer": "key-that-may-infer", "publish": "key-that-may-publish", "admin": "key-that-may-admin"}
-WITH_KEYS = {"api_keys": tuple(f"{scope}:{secret}" for scope, secret in KEYS.items())}
+WITH_KEYS: dict[str, Any] = {"api_keys": tuple(f"{scope}:{secret}" for scope, secret in KEYS.items())}
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Exchange:
         self.messages: list[Message] = []
 
     def start(self) -> asyncio.Task[None]:
-        return asyncio.ensure_future(self._app(self._scope, self._incoming.get, self._hear))  # type: ignore[arg-type]
+        return asyncio.ensure_future(self._app(self._scope, self._incoming.get, self._hear))
 
     def leave(self) -> None:
         for _ in range(4):  # whoever listens, now or later, hears it
@@ -161,5 +161,5 @@ class Exchange:
 async def until(condition: Any, timeout_s: float = 5.0) -> None:
     """Wait for a condition that another task makes true."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nobody sets an event for a test
             await asyncio.sleep(0.005)
