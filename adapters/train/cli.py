@@ -19,6 +19,7 @@ from rich.markup import escape
 from adapters.errors import AdapterError, ConfigError, DataError, NotServable
 from adapters.train.config import TrainConfig, load_config
 from adapters.train.handover import check_servable, upload
+from adapters.train.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from adapters.train.recipe import Trained
@@ -61,10 +62,9 @@ def _name_override(name: str | None) -> list[str]:
 
 
 def _train(config: TrainConfig, console: Console) -> Trained:
-    with console.status("loading torch, transformers and the base"):
-        from adapters.train.quiet import quiet_libraries
-        from adapters.train.recipe import train
     with quiet_libraries():
+        with console.status("loading torch, transformers and peft"):
+            from adapters.train.recipe import train
         return train(config)
 
 

@@ -45,9 +45,9 @@ class QuantizationSection(Section):
 
 class PeftSection(Section):
     method: Literal["lora"] = "lora"
-    r: int = Field(8, ge=1, le=512)
-    lora_alpha: int = Field(16, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=8, ge=1, le=512)
+    lora_alpha: int = Field(default=16, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: Literal["attention", "attention-qv", "mlp", "all-linear"] | tuple[str, ...] = "all-linear"
 
     def modules_for_peft(self) -> list[str] | str:
@@ -60,34 +60,34 @@ class PeftSection(Section):
 class DataSection(Section):
     train: Annotated[tuple[Path, ...], MinLen(1)]
     """JSONL files, one conversation a line under `messages`; relative to the YAML file."""
-    eval_split: float = Field(0.1, gt=0, lt=1)
+    eval_split: float = Field(default=0.1, gt=0, lt=1)
     """Share of the conversations held out, chosen by the hash of the conversation."""
-    max_length: int = Field(512, ge=16)
+    max_length: int = Field(default=512, ge=16)
 
 
 class TrainingSection(Section):
     max_steps: int = Field(ge=1)
-    per_device_train_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    warmup_steps: int = Field(3, ge=0)
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    warmup_steps: int = Field(default=3, ge=0)
     """Linear warm-up, then a cosine down to a tenth of the learning rate."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     seed: int = 42
 
 
 class EvalSection(Section):
     prompts: tuple[str, ...] = ()
     """Asked before and after training, greedily; keep them out of the data."""
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
 
 
 class OutputSection(Section):
     output_dir: Path
     """Becomes the PEFT directory; an older one is replaced when the run has ended well."""
     name: str = Field(pattern=rf"^{NAME.pattern}$")
-    max_lora_rank: int = Field(16, ge=1)
+    max_lora_rank: int = Field(default=16, ge=1)
     """The largest rank the server takes (its `max_lora_rank`); the finished adapter is checked against it."""
     description: str = ""
 

@@ -23,7 +23,7 @@ from adapters.train.config import TrainConfig, TrainingSection
 from adapters.train.data import Split, read_conversations, split_by_hash
 from adapters.train.evaluate import Verdict, answers, held_out_loss
 from adapters.train.journal import CURVE, Journal, Step, draw_curve
-from adapters.train.labels import Example, encode_all
+from adapters.train.labels import IGNORED, Example, encode_all
 from adapters.train.provenance import PROVENANCE, write_provenance
 
 
@@ -103,7 +103,7 @@ def run_steps(setup: Setup, section: TrainingSection, journal: Journal) -> None:
 
 def backward(model: Any, batches: Sequence[models.Batch]) -> float:
     """Gradients of the mean loss over the trained tokens of all batches: a token counts the same in each."""
-    count = sum(int((batch.labels[:, 1:] != models.IGNORED).sum()) for batch in batches)
+    count = sum(int(torch.count_nonzero(batch.labels[:, 1:] != IGNORED)) for batch in batches)
     total = 0.0
     for batch in batches:
         loss = models.loss_sum(model, batch) / count
@@ -143,7 +143,7 @@ def judge(setup: Setup, config: TrainConfig, before: list[str]) -> Verdict:
 
 def save(setup: Setup, config: TrainConfig, steps: Sequence[Step], verdict: Verdict, directory: Path) -> None:
     setup.model.peft_config["default"].base_model_name_or_path = config.model.model_name_or_path.resolve().name
-    setup.model.save_pretrained(directory)
+    setup.model.save_pretrained(directory, save_embedding_layers=False)  # `auto` would ask a model hub
     draw_curve(steps, verdict.held_out_adapter, verdict.held_out_base, directory / CURVE)
     write_provenance(config, setup.split, setup.tokenizer, verdict, directory / PROVENANCE)
     write_card(config, verdict, directory / "README.md")

@@ -1,0 +1,74 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapters.errors import NotServable, TrainError
+from adapters.train.cli import main
+from adapters.train.handover import upload
+
+
+def test_a_bad_configuration_exits_2(write_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(write_yaml()), "--set", "training.max_step=1"]) == 2
+    assert "training.max_steps" in capsys.readouterr().err
+
+
+def test_a_base_that_is_not_there_exits_2(write_yaml: Callable[..., Path]) -> None:
+    assert main(["run", str(write_yaml()), "--set", "model.model_name_or_path=absent"]) == 2
+
+
+def test_bad_data_exits_3_and_leaves_nothing(write_yaml: Callable[..., Path]) -> None:
+    path = write_yaml()
+    (path.parent / "rows.jsonl").write_text("{}\n")
+    assert main(["run", str(path)]) == 3
+    assert not (path.parent / "out").exists()
+
+
+def test_a_rank_above_the_servers_limit_exits_6_and_keeps_the_adapter(write_yaml: Callable[..., Path]) -> None:
+    path = write_yaml(peft={"r": 32})
+    assert main(["run", str(path)]) == 6
+    assert (path.parent / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[httpx.Request]]:
+    """A server that gives one answer; what it was sent is kept."""
+
+    def install(status: int, body: object) -> list[httpx.Request]:
+        seen: list[httpx.Request] = []
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            request.read()
+            seen.append(request)
+            return httpx.Response(status, json=body)
+
+        def post(url: str, **options: object) -> httpx.Response:
+            options.pop("timeout")
+            with httpx.Client(transport=httpx.MockTransport(handle)) as client:
+                return client.post(url, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(httpx, "post", post)
+        return seen
+
+    return install
+
+
+def test_an_upload_sends_name_files_and_key(tmp_path: Path, answering: Callable[..., list[httpx.Request]]) -> None:
+    seen = answering(201, {"name": "sailor", "version": 1})
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert upload(tmp_path, "sailor", "salty", "http://server/", "secret")["version"] == 1
+    assert str(seen[0].url) == "http://server/v1/adapters"
+    assert seen[0].headers["authorization"] == "Bearer secret"
+    for part in (b'name="name"', b"sailor", b'name="files"; filename="adapter_config.json"'):
+        assert part in seen[0].content
+
+
+@pytest.mark.parametrize(("status", "error"), [(422, NotServable), (401, TrainError), (503, TrainError)])
+def test_a_refusal_passes_the_servers_message_on(
+    tmp_path: Path, answering: Callable[..., list[httpx.Request]], status: int, error: type[TrainError]
+) -> None:
+    answering(status, {"error": {"message": "rank 99 is too large"}})
+    with pytest.raises(TrainError, match="rank 99 is too large") as caught:
+        upload(tmp_path, "sailor", "", "http://server", None)
+    assert type(caught.value) is error

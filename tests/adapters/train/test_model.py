@@ -1,0 +1,68 @@
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.train import recipe
+from adapters.train.config import TrainConfig
+from adapters.train.evaluate import held_out_loss
+from adapters.train.labels import IGNORED
+from adapters.train.model import Batch, collate, loss_sum, trainable
+
+
+@pytest.fixture
+def setup(config: TrainConfig) -> recipe.Setup:
+    return recipe.set_up(config)
+
+
+def gradients(setup: recipe.Setup, batch: Batch) -> torch.Tensor:
+    setup.model.zero_grad()
+    recipe.backward(setup.model, [batch])
+    return torch.cat([parameter.grad.flatten() for parameter in trainable(setup.model)])
+
+
+def batch_of(setup: recipe.Setup) -> Batch:
+    return collate(setup.examples, setup.tokenizer.pad_token_id)
+
+
+def test_before_the_first_step_the_outputs_are_the_bases(setup: recipe.Setup) -> None:
+    batch = batch_of(setup)
+    with torch.no_grad():
+        adapted = setup.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        with setup.model.disable_adapter():
+            base = setup.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+    assert torch.equal(adapted, base)
+
+
+def test_the_loss_equals_the_one_of_transformers_over_all_logits(setup: recipe.Setup) -> None:
+    batch = batch_of(setup)
+    whole = setup.model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
+    count = (batch.labels != IGNORED).sum()
+    assert (loss_sum(setup.model, batch) / count).item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_padding_changes_nothing(setup: recipe.Setup) -> None:
+    together = loss_sum(setup.model, batch_of(setup)).item()
+    alone = sum(loss_sum(setup.model, collate([e], 2)).item() for e in setup.examples)
+    assert together == pytest.approx(alone, rel=2e-3)  # bf16
+
+
+def test_an_evaluation_does_not_change_the_gradients_after_it(setup: recipe.Setup) -> None:
+    """On a CPU with AVX512-BF16 bitsandbytes repacks the weights in an eval forward and autograd breaks."""
+    setup.model.train()
+    for parameter in trainable(setup.model):  # B is zero at first, which hides the gradients of A
+        torch.nn.init.normal_(parameter, std=0.05)
+    before = gradients(setup, batch_of(setup))
+    held_out_loss(setup.model, setup.held_out, setup.tokenizer.pad_token_id, 2)
+    after = gradients(setup, batch_of(setup))
+    assert before.norm() > 0
+    assert torch.allclose(before, after, rtol=1e-3, atol=1e-6)
+
+
+def test_accumulated_batches_give_the_gradient_of_the_whole(setup: recipe.Setup) -> None:
+    pad: Any = setup.tokenizer.pad_token_id
+    whole = gradients(setup, batch_of(setup))
+    setup.model.zero_grad()
+    recipe.backward(setup.model, [collate([example], pad) for example in setup.examples])
+    parts = torch.cat([parameter.grad.flatten() for parameter in trainable(setup.model)])
+    assert torch.nn.functional.cosine_similarity(whole, parts, dim=0) > 0.999

@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.base import BaseModel
+from adapters.train.config import TrainConfig, TrainingSection, load_config
+from adapters.train.recipe import learning_rate, train
+from adapters.validate import validate
+
+
+@pytest.fixture
+def trained(config: TrainConfig) -> Any:
+    return train(config)
+
+
+def test_the_result_is_a_whole_directory_that_any_user_can_read(trained: Any, config: TrainConfig) -> None:
+    names = {path.name for path in config.output.output_dir.iterdir()}
+    expected = "adapter_config.json adapter_model.safetensors loraplex.json README.md loss.png log.jsonl"
+    assert names == set(expected.split())
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in config.output.output_dir.iterdir())
+    assert [path.name for path in config.output.output_dir.parent.iterdir() if path.name.startswith(".out")] == []
+
+
+def test_the_losses_of_the_seeded_run_are_pinned(trained: Any) -> None:
+    assert [step.loss for step in trained.steps] == pytest.approx([10.80, 10.82, 10.69, 10.56], abs=0.05)
+    assert trained.verdict.held_out_adapter < trained.verdict.held_out_base
+
+
+def test_the_gate_takes_it_and_finds_where_it_comes_from(trained: Any, config: TrainConfig, small_base: Path) -> None:
+    manifest = validate(trained.directory, BaseModel.read(small_base), max_rank=16)
+    assert manifest.base_fingerprint == BaseModel.read(small_base).fingerprint
+    assert manifest.lineage["seed"] == 42
+    assert manifest.lineage["quantization"]["bnb_4bit_quant_type"] == "nf4"
+    assert set(manifest.scores) == {"held_out_loss", "held_out_loss_base"}
+
+
+def test_nothing_it_writes_names_a_directory_of_this_machine(trained: Any, small_base: Path) -> None:
+    for name in ("adapter_config.json", "loraplex.json", "README.md"):
+        assert str(small_base.parent) not in (trained.directory / name).read_text()
+
+
+def test_the_log_has_a_line_a_step(trained: Any) -> None:
+    lines = [json.loads(line) for line in (trained.directory / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
+    section = TrainingSection(max_steps=10, learning_rate=1.0, warmup_steps=2)
+    rates = [learning_rate(step, section) for step in range(1, 11)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_three_steps_on_the_demo_base_change_what_peft_loads(demo_base: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    shipped = Path(__file__).parents[3] / "adapters" / "train" / "demo" / "pirate.yaml"
+    overrides = [f"model.model_name_or_path={demo_base}", f"output.output_dir={tmp_path / 'pirate'}"]
+    overrides += ["training.max_steps=3", "training.warmup_steps=0", "eval.prompts=[]"]
+    result = train(load_config(shipped, overrides))
+    assert result.steps[-1].loss < result.steps[0].loss
+
+    base = AutoModelForCausalLM.from_pretrained(demo_base, dtype=torch.float32)
+    ids = torch.tensor([[1, 9690, 198, 2683]])
+    with torch.no_grad():
+        before = base(ids).logits
+        after = PeftModel.from_pretrained(base, str(result.directory))(ids).logits
+    assert (after - before).abs().max() > 0.1
