@@ -23,12 +23,13 @@ class Lifecycle:
         self._registry = registry
         self._ingest = ingest
         self._residency = residency
-        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """What is under way, by its action and version: `delete a@3`."""
 
     async def delete(self, version: Version) -> asyncio.Task[None]:
         """Refuse new requests from now on; the returned task ends when files and aliases are gone."""
         await asyncio.to_thread(self._registry.set_state, version.adapter, version.number, "draining", None)
-        return self._start(version, self._drain_and_forget(version))
+        return self._start(f"delete {version.ref}", self._drain_and_forget(version))
 
     def quarantine(self, version: Version, reason: str) -> None:
         """Take a version out of service, keep its files for whoever must find out why."""
@@ -36,14 +37,14 @@ class Lifecycle:
             return
         self._registry.set_state(version.adapter, version.number, "quarantined", reason)
         log.error("adapter quarantined", extra={"adapter": version.ref, "reason": reason})
-        self._start(version, self._free(version))
+        self._start(f"free {version.ref}", self._free(version))
 
     async def resume(self) -> None:
         """Finish the deletions that a stop or a crash interrupted."""
         for adapter in await asyncio.to_thread(self._registry.adapters):
             for version in adapter.versions:
                 if version.state == "draining":
-                    self._start(version, self._drain_and_forget(version))
+                    self._start(f"delete {version.ref}", self._drain_and_forget(version))
 
     async def close(self) -> None:
         """Abandon what is still draining; `resume` takes it up at the next start."""
@@ -52,21 +53,18 @@ class Lifecycle:
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()))
 
-    def _start(self, version: Version, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        key = (version.adapter, version.number)
-        if (running := self._tasks.get(key)) is not None:
+    def _start(self, action: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        if (running := self._tasks.get(action)) is not None:
             work.close()
             return running
-        task = self._tasks[key] = asyncio.create_task(work)
-        task.add_done_callback(lambda done: self._ended(key, done))
+        task = self._tasks[action] = asyncio.create_task(work)
+        task.add_done_callback(lambda done: self._ended(action, done))
         return task
 
-    def _ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
-        self._tasks.pop(key, None)
+    def _ended(self, action: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(action, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error(
-                "taking an adapter out of service failed", exc_info=error, extra={"adapter": f"{key[0]}@{key[1]}"}
-            )
+            log.error("taking an adapter out of service failed", exc_info=error, extra={"action": action})
 
     async def _drain_and_forget(self, version: Version) -> None:
         async with self._residency.retiring(engine_name(version)):

@@ -96,7 +96,9 @@ async def _delete(wired: Services, versions: list[Version], wait_s: float, respo
     tasks = [await wired.lifecycle.delete(version) for version in versions]
     pending: set[asyncio.Task[None]] = set()
     if tasks:
-        _, pending = await asyncio.wait(tasks, timeout=wait_s)
+        ended, pending = await asyncio.wait(tasks, timeout=wait_s)
+        for task in ended:
+            task.result()  # a deletion that failed is an answer, too
     if pending:
         response.status_code = 202
     return {

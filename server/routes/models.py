@@ -30,8 +30,13 @@ async def get_model(model: str, wired: Wired) -> dict[str, Any]:
 
 async def _cards(wired: Services) -> list[dict[str, Any]]:
     adapters = await asyncio.to_thread(wired.registry.adapters)
-    served = [adapter for adapter in adapters if "default" in adapter.aliases]
+    served = [adapter for adapter in adapters if _serves(adapter)]
     return [_base_card(wired), *(_adapter_card(adapter, wired.base.name) for adapter in served)]
+
+
+def _serves(adapter: Adapter) -> bool:
+    number = adapter.aliases.get("default")
+    return any(version.number == number and version.state == "ready" for version in adapter.versions)
 
 
 def _base_card(wired: Services) -> dict[str, Any]:

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from server.engine.fake import FakeEngine
+from server.engine.protocol import Answer, Generation
+from server.errors import CorruptedOutput
+from server.launch import ServerProcess
+from tests.server.harness import Exchange, World, chat, events, ingest, said, until, upload, world
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.fixture
+def slow(tiny_base: Path, tmp_path: Path) -> World:
+    """An engine that takes 20 ms a token."""
+    return world(tiny_base, tmp_path / "slow", token_s=0.02)
+
+
+def leases(built: World) -> int:
+    return sum(entry.leases for entry in built.services.residency.snapshot().values())
+
+
+@pytest.mark.parametrize("model", [None, "", "tiny"])
+def test_the_base_model_answers(client: TestClient, model: str | None) -> None:
+    response = client.post(CHAT, json=chat(model))
+    assert response.status_code == 200
+    assert said(response.json()) == "[tiny] one two three"
+    assert response.json()["model"] == "tiny"
+    assert response.headers["x-loraplex-path"] == "base"
+    assert "x-loraplex-adapter" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("asked", "number"), [("a", 2), ("a@1", 1), ("a@stable", 1), ("tiny:a", 2), ("tiny:a@stable", 1), ("a@latest", 2)]
+)
+def test_an_adapter_answers_under_the_name_that_was_asked(client: TestClient, asked: str, number: int) -> None:
+    digests = [upload(client, "a", seed)["digest"] for seed in (1, 2)]
+    client.put("/v1/adapters/a/aliases/stable", json={"version": 1})
+    response = client.post(CHAT, json=chat(asked))
+    assert said(response.json()) == f"[a@{digests[number - 1][7:19]}] one two three"
+    assert response.json()["model"] == asked
+    assert response.headers["x-loraplex-path"] == "lora"
+    assert response.headers["x-loraplex-adapter"] == "a"
+    assert response.headers["x-loraplex-version"] == str(number)
+
+
+def test_completions(client: TestClient) -> None:
+    digest = upload(client, "a")["digest"]
+    response = client.post(COMPLETIONS, json={"model": "a", "prompt": "one two", "max_tokens": 2})
+    assert response.json()["object"] == "text_completion"
+    assert response.json()["choices"][0]["text"] == f"[a@{digest[7:19]}] one"
+
+
+def test_a_stream_is_the_same_answer_in_pieces(client: TestClient) -> None:
+    digest = upload(client, "a")["digest"]
+    response = client.post(CHAT, json=chat("a@1", stream=True))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert (response.headers["x-loraplex-adapter"], response.headers["x-loraplex-version"]) == ("a", "1")
+    *chunks, done = events(response.text)
+    assert done == "[DONE]"
+    assert {chunk["model"] for chunk in chunks} == {"a@1"}
+    text = "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)
+    assert text == f"[a@{digest[7:19]}] one two three "
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_engine_sees_the_handle_and_never_the_clients_name(client: TestClient, built: World) -> None:
+    digest = upload(client, "a")["digest"]
+    client.post(CHAT, json=chat("a"))
+    client.post(CHAT, json=chat("a@1"))
+    assert built.engine.loads == [f"a@{digest[7:19]}"]
+
+
+def test_leases_end_with_the_answer(client: TestClient, built: World) -> None:
+    upload(client, "a")
+    for stream in (False, True):
+        client.post(CHAT, json=chat("a", stream=stream))
+        assert leases(built) == 0
+        assert built.engine.running == 0
+        assert built.engine.aborted == 0
+
+
+def test_an_unknown_model_is_openais_404(client: TestClient) -> None:
+    response = client.post(CHAT, json=chat("gpt-4"))
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert error.pop("message").startswith("The model `gpt-4` does not exist or you do not have access to it")
+    assert error == {"type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+
+
+@pytest.mark.parametrize("model", [3, 0, False, ["a"], {"a": 1}])
+def test_a_model_that_is_no_string_is_refused(client: TestClient, model: Any) -> None:
+    response = client.post(CHAT, json=chat() | {"model": model})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff\xfe", b'{"a": \xed\xa0\x80}', b"[" * 100_000, b'{"model": "\\ud800"}', b'{"model": "tiny"'],
+    ids=["empty", "cut", "not utf-8", "raw surrogate", "deep", "half a pair", "cut late"],
+)
+def test_a_body_that_is_no_json_is_refused(client: TestClient, body: bytes) -> None:
+    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"text"', b"3", b"null"])
+def test_a_body_that_is_no_object_is_refused(client: TestClient, body: bytes) -> None:
+    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_a_whole_surrogate_pair_is_text(client: TestClient) -> None:
+    body = b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}]}'
+    response = client.post(CHAT, content=body, headers={"content-type": "application/json; charset=utf-8"})
+    assert said(response.json()) == "[tiny] \N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "application/x-www-form-urlencoded", ""])
+def test_another_content_type_is_refused(client: TestClient, kind: str) -> None:
+    response = client.post(CHAT, content=b"{}", headers={"content-type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported_media_type")
+
+
+def test_what_the_engine_refuses_names_the_field(client: TestClient, built: World) -> None:
+    upload(client, "a")
+    response = client.post(CHAT, json={"model": "a", "messages": "hello"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+    assert leases(built) == 0
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_oversize_body_is_refused_whatever_it_declares(tiny_base: Path, tmp_path: Path, declared: bool) -> None:
+    content = b" " * 10_000 if declared else (b" " * 1000 for _ in range(10))
+    with world(tiny_base, tmp_path / "data", max_request_bytes=5000).client() as client:
+        response = client.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_an_engine_that_dies_in_mid_stream_is_an_error_event(client: TestClient, built: World) -> None:
+    built.engine._token_s = 0.02
+    upload(client, "a")
+    with client.stream("POST", CHAT, json=chat("a", " ".join("x" * 200), stream=True)) as response:
+        assert response.status_code == 200
+        built.engine.die()
+        *chunks, error, done = events("".join(response.iter_text()))
+    assert done == "[DONE]"
+    assert error["error"]["code"] == "engine_unavailable"
+    assert error["error"]["type"] == "server_error"
+    assert all("choices" in chunk for chunk in chunks)
+
+
+def test_an_adapter_that_the_engine_refuses_is_409_and_takes_nothing_along(client: TestClient, built: World) -> None:
+    good, bad = upload(client, "good", 1), upload(client, "bad", 2)
+    client.post(CHAT, json=chat("good"))
+    blob = built.settings.data_dir / "adapters" / "blobs" / bad["digest"].removeprefix("sha256:")
+    (blob / "adapter_config.json").unlink()
+    response = client.post(CHAT, json=chat("bad"))
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "adapter_refused")
+    assert list(built.services.residency.snapshot()) == [f"good@{good['digest'][7:19]}"]
+
+
+class CorruptEngine(FakeEngine):
+    """Its logits are NaN when an adapter is asked: raised at once, or noted in the statistics of a stream."""
+
+    @contextlib.asynccontextmanager
+    async def generate(self, generation: Generation) -> AsyncIterator[Answer]:
+        if generation.adapter is not None and not generation.body.get("stream"):
+            raise CorruptedOutput("the model produced NaN logits")
+        async with super().generate(generation) as answer:
+            answer.stats.corrupted = generation.adapter is not None
+            yield answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_corrupted_output_quarantines_the_adapter(
+    built: World, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("tests.server.harness.FakeEngine", CorruptEngine)
+    with built.client() as client:
+        upload(client, "a")
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.005)
+        first = client.post(CHAT, json=chat("a", stream=stream))
+        assert stream or (first.status_code, first.json()["error"]["code"]) == (500, "corrupted_output")
+        second = client.post(CHAT, json=chat("a"))
+        assert (second.status_code, second.json()["error"]["code"]) == (409, "adapter_quarantined")
+        assert client.get("/v1/adapters/a").json()["versions"][0]["state"] == "quarantined"
+        assert client.post(CHAT, json=chat()).status_code == 200
+
+
+# A client that leaves, in this event loop -------------------------------------------------------------------------
+
+
+async def test_leaving_a_stream_gives_the_lease_back_and_aborts(slow: World) -> None:
+    async with slow.running():
+        name = ingest(slow, "a")
+        exchange = Exchange(slow.app, CHAT, chat("a", " ".join("x" * 500), stream=True))
+        answering = exchange.start()
+        while not (await exchange.heard()).get("body"):
+            assert slow.services.residency.snapshot()[name].leases == 1
+        assert slow.engine.running == 1
+        exchange.leave()
+        await asyncio.wait_for(answering, 2)
+        await until(lambda: leases(slow) == 0)
+        assert (slow.engine.running, slow.engine.aborted) == (0, 1)
+
+
+async def test_leaving_a_whole_answer_gives_the_lease_back_and_aborts(slow: World) -> None:
+    async with slow.running():
+        ingest(slow, "a")
+        exchange = Exchange(slow.app, CHAT, chat("a", " ".join("x" * 500)))
+        answering = exchange.start()
+        await until(lambda: slow.engine.running == 1)
+        assert leases(slow) == 1
+        exchange.leave()
+        await asyncio.wait_for(answering, 2)
+        assert (leases(slow), slow.engine.running, slow.engine.aborted) == (0, 0, 1)
+
+
+async def test_leaving_while_the_adapter_loads_wastes_no_lease(slow: World) -> None:
+    slow.load_s = 0.1
+    async with slow.running():
+        name = ingest(slow, "a")
+        exchange = Exchange(slow.app, CHAT, chat("a"))
+        answering = exchange.start()
+        await until(slow.services.residency.loading)
+        exchange.leave()
+        await asyncio.wait_for(answering, 2)
+        await until(lambda: name in slow.services.residency.snapshot())
+        assert (leases(slow), slow.engine.running, slow.engine.aborted) == (0, 0, 0)
+
+
+async def test_leaving_between_answer_and_first_event_gives_the_lease_back(slow: World) -> None:
+    async with slow.running():
+        ingest(slow, "a")
+        exchange = Exchange(slow.app, CHAT, chat("a", stream=True))
+        exchange.leave()  # already gone when the stream begins
+        await asyncio.wait_for(exchange.start(), 2)
+        await until(lambda: leases(slow) == 0)
+        assert slow.engine.running == 0
+
+
+async def test_a_server_that_gives_up_a_request_gives_the_lease_back(slow: World) -> None:
+    async with slow.running():
+        ingest(slow, "a")
+        for stream in (False, True):
+            answering = Exchange(slow.app, CHAT, chat("a", " ".join("x" * 500), stream=stream)).start()
+            await until(lambda: slow.engine.running == 1)
+            answering.cancel()
+            await asyncio.wait([answering])
+            await until(lambda: leases(slow) == 0 and slow.engine.running == 0)
+        assert slow.engine.aborted == 2
+
+
+async def test_one_clients_leaving_does_not_touch_its_neighbours(slow: World) -> None:
+    async with slow.running():
+        ingest(slow, "a")
+        prompt = " ".join("x" * 20)
+        staying = [Exchange(slow.app, CHAT, chat("a", prompt, stream=stream)) for stream in (False, True)]
+        leaving = [Exchange(slow.app, CHAT, chat("a", prompt, stream=stream)) for stream in (False, True)]
+        tasks = [exchange.start() for exchange in (*staying, *leaving)]
+        await until(lambda: slow.engine.running == 4)
+        for exchange in leaving:
+            exchange.leave()
+        await asyncio.gather(*tasks)
+        assert said(json.loads(staying[0].text)).endswith(prompt)
+        assert events(staying[1].text)[-1] == "[DONE]"
+        assert slow.engine.aborted == 2
+
+
+# The same over a real socket ------------------------------------------------------------------------------------
+
+
+def test_a_real_socket_streams_and_answers(live_server: ServerProcess) -> None:
+    with httpx.Client(base_url=live_server.url, trust_env=False) as client:
+        assert said(client.post(CHAT, json=chat()).json()) == "[tiny] one two three"
+        with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+            assert events("".join(response.iter_text()))[-1] == "[DONE]"
+
+
+def test_a_connection_cut_in_the_body_is_no_error_of_the_server(live_server: ServerProcess) -> None:
+    before = live_server.log.stat().st_size
+    url = urlsplit(live_server.url)
+    assert url.hostname is not None
+    assert url.port is not None
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{{"
+    with socket.create_connection((url.hostname, url.port)) as connection:
+        connection.sendall(head.encode())
+        time.sleep(0.1)
+    deadline = time.monotonic() + 5
+    while b'"path": "/v1/chat/completions"' not in (written := live_server.log.read_bytes()[before:]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert b"Traceback" not in written
+    assert b"unhandled" not in written
