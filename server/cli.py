@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -57,10 +60,18 @@ def serve(argv: list[str]) -> int:
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
     server = uvicorn.Server(config)
-    pool = app.state.services.pool
-    pool.on_first_failure = lambda: setattr(server, "should_exit", True)
-    server.run()
-    return 1 if pool.never_started else 0
+    failed = threading.Event()
+
+    def give_up() -> None:
+        failed.set()
+        server.should_exit = True
+
+    app.state.services.pool.on_first_failure = give_up
+    # Once it has shut down, uvicorn raises the signal again: by then there is nothing left to interrupt.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    return 1 if failed.is_set() else 0
 
 
 def train(argv: list[str]) -> int:

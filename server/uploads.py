@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from adapters.errors import UploadError, UploadTooLarge
 from adapters.upload import UploadedFile, UploadLimits
@@ -45,20 +46,39 @@ async def _parse(request: Request, limits: UploadLimits) -> FormData:
             f"content-type is {kind!r}, expected multipart/form-data with the field `name` and the files",
             code="unsupported_media_type",
         )
-    capped = _capped(request, limits.max_bytes + FRAMING_BYTES)
+    stream = _until_limit(request, limits.max_bytes + FRAMING_BYTES, lambda: parser.ended)
+    parser = _Parser(request.headers, stream, max_files=limits.max_files, max_fields=16)
     try:
-        return await MultiPartParser(request.headers, capped, max_files=limits.max_files, max_fields=16).parse()
+        return await parser.parse()
     except (MultiPartException, KeyError) as error:
         raise UploadError(f"the multipart body cannot be read: {error}", code="bad_multipart") from None
 
 
-async def _capped(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+class _Parser(MultiPartParser):
+    """Notes whether the closing boundary was seen; starlette takes what came before it for the whole form."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+async def _until_limit(request: Request, limit: int, ended: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+    """The body's chunks. Raising in here makes the parser close its files."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise UploadTooLarge(f"the upload declares {declared} bytes, the limit is {limit} (max_upload_bytes)")
     received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > limit:
-            raise UploadTooLarge(f"the upload is larger than the limit of {limit} bytes (max_upload_bytes)")
-        yield chunk
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > limit:
+                raise UploadTooLarge(f"the upload is larger than the limit of {limit} bytes (max_upload_bytes)")
+            yield chunk
+    except ClientDisconnect:
+        raise UploadError("the client went away", code="client_disconnected") from None
+    if not ended():
+        raise UploadError(
+            f"the multipart body ends after {received} bytes without its closing boundary; send it whole",
+            code="bad_multipart",
+        )

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from adapters.errors import StoreError
+from tests.adapters.factories import AdapterFiles, lora_config, lora_tensors, safetensors, tar, tensor
+from tests.server.harness import Exchange, World, adapter_files, as_parts, chat, ingest, said, until, upload, world
+
+ADAPTERS = "/v1/adapters"
+
+
+def test_an_upload_is_a_new_version(client: TestClient) -> None:
+    response = client.post(ADAPTERS, data={"name": "a"}, files=as_parts(adapter_files().files()))
+    assert response.status_code == 201
+    assert response.headers["location"] == "/v1/adapters/a/versions/1"
+    shown = response.json()
+    assert shown["manifest"]["rank"] == 4
+    assert shown["manifest"]["digest"] == shown["digest"]
+    assert {key: shown[key] for key in ("name", "version", "state", "aliases", "created", "resident", "leases")} == {
+        "name": "a",
+        "version": 1,
+        "state": "ready",
+        "aliases": ["default"],
+        "created": True,
+        "resident": False,
+        "leases": 0,
+    }
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:"])
+def test_an_archive_is_the_same_adapter_as_its_files(client: TestClient, mode: str) -> None:
+    files = adapter_files().files()
+    name = "adapter.tar.gz" if mode == "w:gz" else "adapter.tar"
+    packed = client.post(ADAPTERS, data={"name": "a"}, files={"file": (name, tar(files, mode))})
+    assert packed.status_code == 201, packed.text
+    assert upload(client, "b")["digest"] == packed.json()["digest"]
+
+
+def test_the_same_bytes_twice_are_one_version(client: TestClient, built: World) -> None:
+    first = upload(client, "a")
+    stored = built.stored()
+    response = client.post(ADAPTERS, data={"name": "a"}, files=as_parts(adapter_files().files()))
+    assert response.status_code == 200
+    assert response.json()["created"] is False
+    assert response.json()["version"] == first["version"]
+    assert built.stored() == stored
+
+
+def test_a_new_version_is_served_at_once_unless_it_is_not_promoted(client: TestClient) -> None:
+    upload(client, "a", 1)
+    second = upload(client, "a", 2, promote="false")
+    assert second["aliases"] == []
+    assert client.post("/v1/chat/completions", json=chat("a")).headers["x-loraplex-version"] == "1"
+    upload(client, "a", 3)
+    assert client.post("/v1/chat/completions", json=chat("a")).headers["x-loraplex-version"] == "3"
+
+
+def test_list_and_show(client: TestClient) -> None:
+    upload(client, "b", 1, description="the first")
+    upload(client, "a", 2)
+    upload(client, "a", 3)
+    client.post("/v1/chat/completions", json=chat("a@2"))
+    listed = client.get(ADAPTERS).json()["data"]
+    assert [adapter["name"] for adapter in listed] == ["a", "b"]
+    shown = client.get(f"{ADAPTERS}/a").json()
+    assert shown == listed[0]
+    assert shown["aliases"] == {"default": 2}
+    assert [(item["version"], item["aliases"], item["resident"]) for item in shown["versions"]] == [
+        (1, [], False),
+        (2, ["default"], True),
+    ]
+    assert client.get(f"{ADAPTERS}/b").json()["description"] == "the first"
+
+
+@pytest.mark.parametrize("ref", ["1", "default", "latest"])
+def test_one_version_by_any_reference(client: TestClient, ref: str) -> None:
+    digest = upload(client, "a")["digest"]
+    assert client.get(f"{ADAPTERS}/a/versions/{ref}").json()["digest"] == digest
+    assert client.get(f"{ADAPTERS}/a/versions/{digest}").json()["version"] == 1
+
+
+def test_an_alias_moves_traffic(client: TestClient) -> None:
+    digests = [upload(client, "a", seed)["digest"] for seed in (1, 2)]
+    assert client.put(f"{ADAPTERS}/a/aliases/default", json={"version": 1}).json()["aliases"] == {"default": 1}
+    assert f"[a@{digests[0][7:19]}]" in said(client.post("/v1/chat/completions", json=chat("a")).json())
+
+
+def test_an_alias_comes_and_goes(client: TestClient) -> None:
+    upload(client, "a")
+    assert client.put(f"{ADAPTERS}/a/aliases/blue", json={"version": 1}).status_code == 200
+    assert client.delete(f"{ADAPTERS}/a/aliases/blue").json()["aliases"] == {"default": 1}
+    assert client.delete(f"{ADAPTERS}/a/aliases/blue").status_code == 404
+    assert client.post("/v1/chat/completions", json=chat("a@blue")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("alias", "version", "status"),
+    [("blue", 9, 404), ("latest", 1, 422), ("7", 1, 422), ("sha256:00", 1, 422), ("default", "x", 400)],
+)
+def test_an_alias_that_cannot_be(client: TestClient, alias: str, version: Any, status: int) -> None:
+    upload(client, "a")
+    assert client.put(f"{ADAPTERS}/a/aliases/{alias}", json={"version": version}).status_code == status
+    assert client.get(f"{ADAPTERS}/a").json()["aliases"] == {"default": 1}
+
+
+def test_the_default_alias_cannot_be_removed(client: TestClient) -> None:
+    upload(client, "a")
+    assert client.delete(f"{ADAPTERS}/a/aliases/default").status_code == 409
+
+
+def test_a_deleted_adapter_is_gone_everywhere(client: TestClient, built: World) -> None:
+    empty = built.stored()
+    for seed in (1, 2):
+        upload(client, "a", seed)
+        client.post("/v1/chat/completions", json=chat("a"))
+    response = client.delete(f"{ADAPTERS}/a")
+    assert response.status_code == 200
+    assert response.json() == {
+        "object": "adapter.deleted",
+        "name": "a",
+        "versions": ["a@1", "a@2"],
+        "deleted": True,
+    }
+    assert client.get(f"{ADAPTERS}/a").status_code == 404
+    assert client.post("/v1/chat/completions", json=chat("a")).status_code == 404
+    assert client.get("/v1/residency").json()["data"] == []
+    assert built.stored() == empty
+
+
+def test_a_name_that_was_deleted_goes_on_counting(client: TestClient) -> None:
+    upload(client, "a", 1)
+    client.delete(f"{ADAPTERS}/a")
+    assert upload(client, "a", 1)["version"] == 2
+    assert client.post("/v1/chat/completions", json=chat("a@1")).status_code == 404
+
+
+def test_a_version_that_an_alias_serves_is_not_deleted(client: TestClient) -> None:
+    upload(client, "a", 1)
+    upload(client, "a", 2)
+    refused = client.delete(f"{ADAPTERS}/a/versions/2")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_in_use")
+    assert client.delete(f"{ADAPTERS}/a/versions/1").json()["deleted"] is True
+    assert [item["version"] for item in client.get(f"{ADAPTERS}/a").json()["versions"]] == [2]
+
+
+async def test_a_deletion_that_takes_longer_is_202(tiny_base: Path, tmp_path: Path) -> None:
+    async with world(tiny_base, tmp_path / "data", token_s=0.02).running() as slow:
+        ingest(slow, "a")
+        stream = Exchange(slow.app, "/v1/chat/completions", chat("a", " ".join("x" * 20), stream=True))
+        answering = stream.start()
+        await until(lambda: slow.engine.running == 1)
+        deletion = Exchange(slow.app, f"{ADAPTERS}/a?wait_s=0.01", {}, "DELETE")
+        await deletion.start()
+        assert (deletion.status, json.loads(deletion.text)["deleted"]) == (202, False)
+        shown = Exchange(slow.app, f"{ADAPTERS}/a", {}, "GET")
+        await shown.start()
+        (version,) = json.loads(shown.text)["versions"]
+        assert (version["state"], version["leases"]) == ("draining", 1)
+        await answering
+        await until(lambda: not slow.services.registry.adapters())
+
+
+def test_a_deletion_that_fails_is_an_error(client: TestClient, built: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise StoreError("disk on fire")
+
+    upload(client, "a")
+    monkeypatch.setattr(built.services.ingest, "forget", fail)
+    response = client.delete(f"{ADAPTERS}/a")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "store_error")
+
+
+@pytest.mark.parametrize("path", ["", "/versions/1", "/aliases/blue"])
+def test_what_is_not_there_cannot_be_deleted(client: TestClient, path: str) -> None:
+    assert client.delete(f"{ADAPTERS}/none{path}").status_code == 404
+
+
+def broken(**changes: Any) -> dict[str, bytes]:
+    return AdapterFiles(**changes).files()
+
+
+def cut(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {**files, "adapter_model.safetensors": files["adapter_model.safetensors"][:-5]}
+
+
+def spoiled(value: float) -> dict[str, bytes]:
+    tensors = lora_tensors()
+    name = next(iter(tensors))
+    wrong = np.full(tensors[name].shape, value, dtype="<f4")
+    return broken(tensors={**tensors, name: tensor(wrong)})
+
+
+def renamed(module: str) -> dict[str, bytes]:
+    return broken(tensors={name.replace("q_proj", module): item for name, item in lora_tensors().items()})
+
+
+BAD = {
+    "pickle": ({"adapter_config.json": b"{}", "adapter_model.bin": b"\x80\x04."}, 422, "pickle"),
+    "cut": (cut(broken()), 422, "bad_safetensors"),
+    "NaN": (spoiled(float("nan")), 422, "non_finite"),
+    "infinite": (spoiled(float("inf")), 422, "non_finite"),
+    "rank": (broken(config=lora_config(r=32), tensors=lora_tensors(rank=32)), 422, "rank_too_large"),
+    "other base": (renamed("c_attn"), 422, "unknown_module"),
+    "no modules": (broken(tensors={}), 422, "no_modules"),
+    "output head": (renamed("lm_head"), 422, "unsupported_module"),
+    "dora": (broken(config=lora_config(use_dora=True)), 422, "dora"),
+    "no weights": ({"adapter_config.json": b"{}"}, 422, "missing_file"),
+    "no config": ({"adapter_model.safetensors": safetensors(lora_tensors())}, 422, "missing_file"),
+    "config is a list": ({**broken(), "adapter_config.json": b"[]"}, 422, "bad_json"),
+    "path": ({**broken(), "../../evil": b""}, 400, "unsafe_archive"),
+    "nothing": ({}, 400, "bad_upload"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_upload_has_a_reason_and_leaves_the_store_alone(client: TestClient, built: World, kind: str) -> None:
+    files, status, code = BAD[kind]
+    upload(client, "good")
+    stored = built.stored()
+    response = client.post(ADAPTERS, data={"name": "bad"}, files=as_parts(files) or {"x": (None, "y")})
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
+    assert response.json()["error"]["message"]
+    assert built.stored() == stored
+    assert client.get(f"{ADAPTERS}/bad").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", "a b", "a@1", "ä", "-a", "a" * 129, "tiny"])
+def test_a_bad_name_is_refused(client: TestClient, built: World, name: str) -> None:
+    stored = built.stored()
+    response = client.post(ADAPTERS, data={"name": name}, files=as_parts(adapter_files().files()))
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "bad_name")
+    assert built.stored() == stored
+
+
+def test_promote_is_true_or_false(client: TestClient) -> None:
+    response = client.post(ADAPTERS, data={"name": "a", "promote": "maybe"}, files=as_parts(adapter_files().files()))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "promote")
+    assert client.get(ADAPTERS).json()["data"] == []
+
+
+def link_archive(target: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        entry = tarfile.TarInfo("adapter_config.json")
+        entry.type, entry.linkname = tarfile.SYMTYPE, target
+        archive.addfile(entry)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status"),
+    [
+        ("a.tar", tar({"../adapter_config.json": b"{}"}, "w:"), 400),
+        ("a.tar", tar({"/adapter_config.json": b"{}"}, "w:"), 400),
+        ("a.tar", link_archive("/etc/passwd"), 400),
+        ("a.tar.gz", b"no gzip", 400),
+        ("a.tar", b"no tar" * 200, 400),
+        ("a.zip", b"no zip", 400),
+        ("a.tar.gz", gzip.compress(b"no tar" * 200), 400),
+    ],
+    ids=["up", "absolute", "link", "no gzip", "no tar", "no zip", "gzip without tar"],
+)
+def test_a_bad_archive_is_refused(client: TestClient, built: World, name: str, content: bytes, status: int) -> None:
+    stored = built.stored()
+    response = client.post(ADAPTERS, data={"name": "a"}, files={"file": (name, content)})
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert built.stored() == stored
+
+
+FORM = "multipart/form-data; boundary=b"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "code"),
+    [
+        ("application/json", b"{}", "unsupported_media_type"),
+        ("", b"", "unsupported_media_type"),
+        ("multipart/form-data", b"x", "bad_multipart"),
+        (FORM, b"", "bad_multipart"),
+        (FORM, b"no boundary here", "bad_multipart"),
+        (FORM, b"--b\r\nno header\r\n\r\nx\r\n--b--\r\n", "bad_multipart"),
+        (FORM, b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--\r\n", "bad_multipart"),
+    ],
+    ids=["json", "none", "no boundary", "empty", "not multipart", "bad part", "part without name"],
+)
+def test_a_body_that_is_no_multipart_is_refused(
+    client: TestClient, built: World, kind: str, body: bytes, code: str
+) -> None:
+    stored = built.stored()
+    response = client.post(ADAPTERS, content=body, headers={"content-type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, code)
+    assert built.stored() == stored
+
+
+def test_a_multipart_body_that_ends_early_is_refused(client: TestClient, built: World) -> None:
+    head = b'--b\r\ncontent-disposition: form-data; name="name"\r\n\r\na\r\n'
+    part = b'--b\r\ncontent-disposition: form-data; name="f"; filename="adapter_config.json"\r\n\r\n{"peft_ty'
+    response = client.post(ADAPTERS, content=head + part, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_multipart")
+    assert built.services.registry.adapters() == []
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_upload_over_the_limit_is_413(tiny_base: Path, tmp_path: Path, declared: bool) -> None:
+    built = world(tiny_base, tmp_path / "data", max_upload_bytes=1000)
+    line = b'--b\r\ncontent-disposition: form-data; name="f"; filename="adapter_model.safetensors"\r\n\r\n'
+    body = line + b"\0" * (2 << 20) + b"\r\n--b--\r\n"
+    with built.client() as client:
+        stored = built.stored()
+        content = body if declared else (body[at : at + 65536] for at in range(0, len(body), 65536))
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        response = client.post(ADAPTERS, content=content, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "upload_too_large")
+        assert built.stored() == stored
+
+
+def test_what_unpacks_to_more_than_the_limit_is_413(tiny_base: Path, tmp_path: Path) -> None:
+    built = world(tiny_base, tmp_path / "data", max_upload_bytes=100_000)
+    bomb = tar({"adapter_config.json": b" " * 5_000_000})
+    assert len(bomb) < 10_000
+    with built.client() as client:
+        stored = built.stored()
+        response = client.post(ADAPTERS, data={"name": "a"}, files={"file": ("a.tar.gz", bomb)})
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "upload_too_large")
+        assert built.stored() == stored
+
+
+def test_too_many_files_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    built = world(tiny_base, tmp_path / "data", max_upload_files=3)
+    with built.client() as client:
+        files = as_parts({f"{number}.txt": b"" for number in range(4)})
+        response = client.post(ADAPTERS, data={"name": "a"}, files=files)
+    assert response.status_code == 400
+
+
+def test_adapters_and_aliases_survive_a_restart(tiny_base: Path, tmp_path: Path) -> None:
+    with world(tiny_base, tmp_path / "data").client() as client:
+        digest = upload(client, "a", 1)["digest"]
+        upload(client, "a", 2, promote="false")
+        before = client.get(f"{ADAPTERS}/a").json()
+    again = world(tiny_base, tmp_path / "data")
+    with again.client() as client:
+        assert client.get(f"{ADAPTERS}/a").json() == before
+        while client.get("/readyz").status_code != 200:
+            pass
+        assert f"[a@{digest[7:19]}]" in said(client.post("/v1/chat/completions", json=chat("a")).json())
