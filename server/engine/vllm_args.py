@@ -10,6 +10,9 @@ from pathlib import Path
 from server.settings import Settings
 
 GIB = 1 << 30
+# Compact JSON: a small model that may write any whitespace writes nothing else. Only a named backend can promise it;
+# guidance covers more of JSON Schema than xgrammar does.
+STRUCTURED_OUTPUTS = '{"backend": "guidance", "disable_any_whitespace": true}'
 
 
 def prepare_environment(settings: Settings) -> None:
@@ -43,6 +46,7 @@ def command_line(settings: Settings, model: Path, name: str, targets: Collection
         "--max-lora-rank": settings.max_lora_rank,
         "--tool-call-parser": settings.tool_call_parser,
         "--tool-strict-level": "parameter",
+        "--structured-outputs-config": STRUCTURED_OUTPUTS,
         "--shutdown-timeout": settings.shutdown_timeout_s,
         "--quantization": "bitsandbytes" if settings.quantization == "nf4" else None,
         "--max-model-len": settings.max_model_len or (2048 if settings.device == "cpu" else None),
