@@ -24,7 +24,7 @@ def test_the_result_is_a_whole_directory_that_any_user_can_read(trained: Any, co
 
 
 def test_the_losses_of_the_seeded_run_are_pinned(trained: Any) -> None:
-    assert [step.loss for step in trained.steps] == pytest.approx([10.80, 10.82, 10.69, 10.56], abs=0.05)
+    assert [step.loss for step in trained.steps] == pytest.approx([10.811, 10.869, 10.656, 10.525], abs=0.02)
     assert trained.verdict.held_out_adapter < trained.verdict.held_out_base
 
 
