@@ -78,7 +78,7 @@ class FakeEngine:
     async def generate(self, generation: Generation) -> AsyncIterator[Answer]:
         await self.check_health()
         words = self._words(generation)
-        stats = Stats(prompt_tokens=len(words))
+        stats = Stats(prompt_tokens=len(_prompt(generation).split()))
         self.running += 1
         finished = False
         try:
