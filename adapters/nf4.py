@@ -16,7 +16,8 @@ from __future__ import annotations
 import ctypes
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -118,7 +119,7 @@ def repair_dequantize() -> None:
     backward pass all arrive.
     """
     global _library
-    if _library is not None or all(_round_trip_error(shape, block) < TOLERANCE for shape, block in _SUSPECTS):
+    if _library is not None or not any(self_test([shape], blocksize) for shape, blocksize in _SUSPECTS):
         return
     import torch
 
@@ -133,7 +134,8 @@ def self_test(shapes: Iterable[Sequence[int]], blocksize: int = 64) -> list[Mism
 
     Only as many rows as a defect needs to show are tried, so the shapes of a 7B model cost milliseconds.
     """
-    errors = {shape: _round_trip_error(shape, blocksize) for shape in {tuple(shape) for shape in shapes}}
+    with _plain_defaults():
+        errors = {shape: _round_trip_error(shape, blocksize) for shape in {tuple(shape) for shape in shapes}}
     return [Mismatch(shape, blocksize, error) for shape, error in sorted(errors.items()) if error >= TOLERANCE]
 
 
@@ -156,7 +158,8 @@ def _repaired_kernel() -> Any:
     ) -> torch.Tensor:
         key = (quant_type, dtype, blocksize, *shape)
         if key not in layouts:
-            layouts[key] = _right_layout(shape, blocksize, quant_type, dtype)
+            with _plain_defaults():
+                layouts[key] = _right_layout(shape, blocksize, quant_type, dtype)
         layout = layouts[key]
         if layout is None:
             return reference_dequantize(packed, absmax, _code(quant_type), blocksize, shape, dtype)
@@ -242,4 +245,23 @@ def _code(quant_type: str) -> torch.Tensor:
     import torch
     from bitsandbytes import functional
 
-    return torch.tensor(NF4_CODE) if quant_type == "nf4" else functional.get_4bit_type(quant_type, device="cpu")
+    with _plain_defaults():
+        return torch.tensor(NF4_CODE) if quant_type == "nf4" else functional.get_4bit_type(quant_type, device="cpu")
+
+
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """float32 on the CPU, whatever the caller made the default.
+
+    Not only for our own tensors: bitsandbytes keeps the first code table it makes for the life of the process, so
+    one quantisation inside vLLM's model construction, where the default is bfloat16, would round every later one.
+    """
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)

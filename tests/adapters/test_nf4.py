@@ -116,6 +116,20 @@ def test_stock_kernel_is_wrong_here_and_self_test_says_so() -> None:
     assert run_alone(script) == "[(40, 16), (256, 96)]"
 
 
+def test_repair_under_a_bfloat16_default_leaves_quantisation_alone() -> None:
+    """vLLM builds models under such a default, and bitsandbytes keeps the first code table it makes."""
+    script = """
+import torch
+from adapters import nf4
+torch.set_default_dtype(torch.bfloat16)
+nf4.repair_dequantize()
+torch.set_default_dtype(torch.float32)
+from bitsandbytes.backends.utils import _get_4bit_code
+print(torch.equal(_get_4bit_code("nf4", torch.device("cpu")), torch.tensor(nf4.NF4_CODE)), nf4.self_test([(64, 96)]))
+"""
+    assert run_alone(script) == "True []"
+
+
 def test_importing_costs_neither_torch_nor_bitsandbytes() -> None:
     script = "import sys, adapters.nf4; print('torch' in sys.modules, 'bitsandbytes' in sys.modules)"
     assert run_alone(script) == "False False"
