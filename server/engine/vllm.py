@@ -32,6 +32,7 @@ class VllmEngine:
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = list(argv)
         self._engine: Any = None
+        self._building: asyncio.Future[Any] | None = None
         self._serving: Any = None
         self._registry = CollectorRegistry()
         self._handles: dict[str, Any] = {}
@@ -45,7 +46,8 @@ class VllmEngine:
     async def start(self) -> None:
         started = time.perf_counter()
         arguments = await asyncio.to_thread(vllm_args.parse, self._argv)
-        self._engine = await asyncio.to_thread(self._build, arguments)
+        self._building = asyncio.ensure_future(asyncio.to_thread(self._build, arguments))
+        self._engine = await asyncio.shield(self._building)
         self._serving = await self._wire(arguments)
         config = self._engine.vllm_config
         self._info = EngineInfo(
@@ -77,7 +79,11 @@ class VllmEngine:
         return state
 
     async def stop(self) -> None:
-        engine, self._engine = self._engine, None
+        engine, building = self._engine, self._building
+        self._engine = self._building = self._serving = None
+        if engine is None and building is not None:  # cancelled while it was built: a thread cannot be
+            with contextlib.suppress(Exception):
+                engine = await building
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
 
@@ -117,6 +123,8 @@ class VllmEngine:
         try:
             with self._errors():
                 result = await self._submit(generation)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # vLLM's serving classes make it an answer, "Client disconnected"
             yield _answer(result, seen)
         finally:
             with contextlib.suppress(ValueError):  # closed from another task's context

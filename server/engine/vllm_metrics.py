@@ -23,6 +23,9 @@ def stat_logger(registry: CollectorRegistry) -> type[Any]:
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
+            unbounded: Any = getattr(self, "gauge_lora_info", None)
+            if unbounded is not None:
+                registry.unregister(unbounded)  # else its family stays on the page, twice with telemetry.py's
             self.gauge_lora_info = None
 
     return OwnRegistryLogger

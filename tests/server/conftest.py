@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from server.launch import ServerProcess, launch
 from tests.adapters.factories import write_base
-from tests.server.harness import WITH_KEYS, World, world
+from tests.server.harness import WITH_KEYS, World, upload, world
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +40,34 @@ def client(built: World) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture
-def guarded(tiny_base: Path, tmp_path: Path) -> Iterator[TestClient]:
-    """A server that knows the three keys of `harness.KEYS`."""
-    with world(tiny_base, tmp_path / "guarded", **WITH_KEYS).client() as client:
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A server that knows the three keys of `harness.KEYS`; for requests that change nothing."""
+    root = tmp_path_factory.mktemp("guarded")
+    with world(write_base(root / "tiny"), root / "data", **WITH_KEYS).client() as client:
         wait_until_ready(client)
         yield client
+
+
+@pytest.fixture(scope="session")
+def _standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, TestClient]]:
+    root = tmp_path_factory.mktemp("standing")
+    standing = world(write_base(root / "tiny"), root / "data")
+    with standing.client() as client:
+        wait_until_ready(client)
+        upload(client, "good")
+        yield standing, client
+
+
+@pytest.fixture
+def refusing(_standing: tuple[World, TestClient]) -> Iterator[TestClient]:
+    """One server for all requests that must change nothing, which is checked after each test. It has `good`."""
+    standing, client = _standing
+    stored, registered = standing.stored(), standing.services.registry.adapters()
+    yield client
+    assert standing.stored() == stored
+    assert standing.services.registry.adapters() == registered
+    assert standing.engine.running == 0
 
 
 @pytest.fixture(scope="session")

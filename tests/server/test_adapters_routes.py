@@ -82,10 +82,10 @@ def test_list_and_show(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("ref", ["1", "default", "latest"])
-def test_one_version_by_any_reference(client: TestClient, ref: str) -> None:
-    digest = upload(client, "a")["digest"]
-    assert client.get(f"{ADAPTERS}/a/versions/{ref}").json()["digest"] == digest
-    assert client.get(f"{ADAPTERS}/a/versions/{digest}").json()["version"] == 1
+def test_one_version_by_any_reference(refusing: TestClient, ref: str) -> None:
+    shown = refusing.get(f"{ADAPTERS}/good/versions/{ref}").json()
+    assert (shown["name"], shown["version"]) == ("good", 1)
+    assert refusing.get(f"{ADAPTERS}/good/versions/{shown['digest']}").json() == shown
 
 
 def test_an_alias_moves_traffic(client: TestClient) -> None:
@@ -106,15 +106,12 @@ def test_an_alias_comes_and_goes(client: TestClient) -> None:
     ("alias", "version", "status"),
     [("blue", 9, 404), ("latest", 1, 422), ("7", 1, 422), ("sha256:00", 1, 422), ("default", "x", 400)],
 )
-def test_an_alias_that_cannot_be(client: TestClient, alias: str, version: Any, status: int) -> None:
-    upload(client, "a")
-    assert client.put(f"{ADAPTERS}/a/aliases/{alias}", json={"version": version}).status_code == status
-    assert client.get(f"{ADAPTERS}/a").json()["aliases"] == {"default": 1}
+def test_an_alias_that_cannot_be(refusing: TestClient, alias: str, version: Any, status: int) -> None:
+    assert refusing.put(f"{ADAPTERS}/good/aliases/{alias}", json={"version": version}).status_code == status
 
 
-def test_the_default_alias_cannot_be_removed(client: TestClient) -> None:
-    upload(client, "a")
-    assert client.delete(f"{ADAPTERS}/a/aliases/default").status_code == 409
+def test_the_default_alias_cannot_be_removed(refusing: TestClient) -> None:
+    assert refusing.delete(f"{ADAPTERS}/good/aliases/default").status_code == 409
 
 
 def test_a_deleted_adapter_is_gone_everywhere(client: TestClient, built: World) -> None:
@@ -180,8 +177,8 @@ def test_a_deletion_that_fails_is_an_error(client: TestClient, built: World, mon
 
 
 @pytest.mark.parametrize("path", ["", "/versions/1", "/aliases/blue"])
-def test_what_is_not_there_cannot_be_deleted(client: TestClient, path: str) -> None:
-    assert client.delete(f"{ADAPTERS}/none{path}").status_code == 404
+def test_what_is_not_there_cannot_be_deleted(refusing: TestClient, path: str) -> None:
+    assert refusing.delete(f"{ADAPTERS}/none{path}").status_code == 404
 
 
 def broken(**changes: Any) -> dict[str, bytes]:
@@ -222,29 +219,23 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_upload_has_a_reason_and_leaves_the_store_alone(client: TestClient, built: World, kind: str) -> None:
+def test_a_bad_upload_has_a_reason_and_leaves_the_store_alone(refusing: TestClient, kind: str) -> None:
     files, status, code = BAD[kind]
-    upload(client, "good")
-    stored = built.stored()
-    response = client.post(ADAPTERS, data={"name": "bad"}, files=as_parts(files) or {"x": (None, "y")})
+    response = refusing.post(ADAPTERS, data={"name": "bad"}, files=as_parts(files) or {"x": (None, "y")})
     assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
     assert response.json()["error"]["message"]
-    assert built.stored() == stored
-    assert client.get(f"{ADAPTERS}/bad").status_code == 404
+    assert refusing.get(f"{ADAPTERS}/bad").status_code == 404
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", "a b", "a@1", "ä", "-a", "a" * 129, "tiny"])
-def test_a_bad_name_is_refused(client: TestClient, built: World, name: str) -> None:
-    stored = built.stored()
-    response = client.post(ADAPTERS, data={"name": name}, files=as_parts(adapter_files().files()))
+def test_a_bad_name_is_refused(refusing: TestClient, name: str) -> None:
+    response = refusing.post(ADAPTERS, data={"name": name}, files=as_parts(adapter_files().files()))
     assert (response.status_code, response.json()["error"]["code"]) == (422, "bad_name")
-    assert built.stored() == stored
 
 
-def test_promote_is_true_or_false(client: TestClient) -> None:
-    response = client.post(ADAPTERS, data={"name": "a", "promote": "maybe"}, files=as_parts(adapter_files().files()))
+def test_promote_is_true_or_false(refusing: TestClient) -> None:
+    response = refusing.post(ADAPTERS, data={"name": "a", "promote": "maybe"}, files=as_parts(adapter_files().files()))
     assert (response.status_code, response.json()["error"]["param"]) == (400, "promote")
-    assert client.get(ADAPTERS).json()["data"] == []
 
 
 def link_archive(target: str) -> bytes:
@@ -269,12 +260,10 @@ def link_archive(target: str) -> bytes:
     ],
     ids=["up", "absolute", "link", "no gzip", "no tar", "no zip", "gzip without tar"],
 )
-def test_a_bad_archive_is_refused(client: TestClient, built: World, name: str, content: bytes, status: int) -> None:
-    stored = built.stored()
-    response = client.post(ADAPTERS, data={"name": "a"}, files={"file": (name, content)})
+def test_a_bad_archive_is_refused(refusing: TestClient, name: str, content: bytes, status: int) -> None:
+    response = refusing.post(ADAPTERS, data={"name": "a"}, files={"file": (name, content)})
     assert response.status_code == status, response.text
     assert response.json()["error"]["type"] == "invalid_request_error"
-    assert built.stored() == stored
 
 
 FORM = "multipart/form-data; boundary=b"
@@ -293,21 +282,16 @@ FORM = "multipart/form-data; boundary=b"
     ],
     ids=["json", "none", "no boundary", "empty", "not multipart", "bad part", "part without name"],
 )
-def test_a_body_that_is_no_multipart_is_refused(
-    client: TestClient, built: World, kind: str, body: bytes, code: str
-) -> None:
-    stored = built.stored()
-    response = client.post(ADAPTERS, content=body, headers={"content-type": kind})
+def test_a_body_that_is_no_multipart_is_refused(refusing: TestClient, kind: str, body: bytes, code: str) -> None:
+    response = refusing.post(ADAPTERS, content=body, headers={"content-type": kind})
     assert (response.status_code, response.json()["error"]["code"]) == (400, code)
-    assert built.stored() == stored
 
 
-def test_a_multipart_body_that_ends_early_is_refused(client: TestClient, built: World) -> None:
+def test_a_multipart_body_that_ends_early_is_refused(refusing: TestClient) -> None:
     head = b'--b\r\ncontent-disposition: form-data; name="name"\r\n\r\na\r\n'
     part = b'--b\r\ncontent-disposition: form-data; name="f"; filename="adapter_config.json"\r\n\r\n{"peft_ty'
-    response = client.post(ADAPTERS, content=head + part, headers={"content-type": "multipart/form-data; boundary=b"})
+    response = refusing.post(ADAPTERS, content=head + part, headers={"content-type": "multipart/form-data; boundary=b"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_multipart")
-    assert built.services.registry.adapters() == []
 
 
 @pytest.mark.parametrize("declared", [True, False])

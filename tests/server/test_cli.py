@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,13 +14,6 @@ from server.cli import main
 from server.engine.fake import FakeEngine
 from server.launch import ServerProcess, free_port, launch
 from tests.server.harness import chat, said
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("LORAPLEX_")}
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=60, env=env | environment
-    )
 
 
 def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,12 +59,14 @@ def test_what_is_wrongly_configured_is_one_line_and_code_2(tmp_path: Path, capsy
         assert shown.out == ""
 
 
-def test_a_broken_base_is_one_line_and_code_2(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_broken_base_is_one_line_and_code_2(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("server.logs.configure", lambda _: None)
     (tiny_base / "model.safetensors").write_bytes(b"damaged")
-    ended = run("server", "--engine=fake", "--model", str(tiny_base), "--data-dir", str(tmp_path / "data"))
-    assert ended.returncode == 2
-    assert "Traceback" not in ended.stderr
-    assert "model.safetensors" in ended.stderr
+    assert main(["serve", "--engine=fake", "--model", str(tiny_base), "--data-dir", str(tmp_path / "data")]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert "model.safetensors" in shown[-1]
 
 
 def test_naming_the_command_imports_nothing_heavy() -> None:

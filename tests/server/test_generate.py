@@ -34,8 +34,8 @@ def leases(built: World) -> int:
 
 
 @pytest.mark.parametrize("model", [None, "", "tiny"])
-def test_the_base_model_answers(client: TestClient, model: str | None) -> None:
-    response = client.post(CHAT, json=chat(model))
+def test_the_base_model_answers(refusing: TestClient, model: str | None) -> None:
+    response = refusing.post(CHAT, json=chat(model))
     assert response.status_code == 200
     assert said(response.json()) == "[tiny] one two three"
     assert response.json()["model"] == "tiny"
@@ -94,8 +94,8 @@ def test_leases_end_with_the_answer(client: TestClient, built: World) -> None:
         assert built.engine.aborted == 0
 
 
-def test_an_unknown_model_is_openais_404(client: TestClient) -> None:
-    response = client.post(CHAT, json=chat("gpt-4"))
+def test_an_unknown_model_is_openais_404(refusing: TestClient) -> None:
+    response = refusing.post(CHAT, json=chat("gpt-4"))
     assert response.status_code == 404
     error = response.json()["error"]
     assert error.pop("message").startswith("The model `gpt-4` does not exist or you do not have access to it")
@@ -103,8 +103,8 @@ def test_an_unknown_model_is_openais_404(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("model", [3, 0, False, ["a"], {"a": 1}])
-def test_a_model_that_is_no_string_is_refused(client: TestClient, model: Any) -> None:
-    response = client.post(CHAT, json=chat() | {"model": model})
+def test_a_model_that_is_no_string_is_refused(refusing: TestClient, model: Any) -> None:
+    response = refusing.post(CHAT, json=chat() | {"model": model})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
 
 
@@ -113,26 +113,26 @@ def test_a_model_that_is_no_string_is_refused(client: TestClient, model: Any) ->
     [b"", b"{", b"\xff\xfe", b'{"a": \xed\xa0\x80}', b"[" * 100_000, b'{"model": "\\ud800"}', b'{"model": "tiny"'],
     ids=["empty", "cut", "not utf-8", "raw surrogate", "deep", "half a pair", "cut late"],
 )
-def test_a_body_that_is_no_json_is_refused(client: TestClient, body: bytes) -> None:
-    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+def test_a_body_that_is_no_json_is_refused(refusing: TestClient, body: bytes) -> None:
+    response = refusing.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"text"', b"3", b"null"])
-def test_a_body_that_is_no_object_is_refused(client: TestClient, body: bytes) -> None:
-    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+def test_a_body_that_is_no_object_is_refused(refusing: TestClient, body: bytes) -> None:
+    response = refusing.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
 
 
-def test_a_whole_surrogate_pair_is_text(client: TestClient) -> None:
+def test_a_whole_surrogate_pair_is_text(refusing: TestClient) -> None:
     body = b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}]}'
-    response = client.post(CHAT, content=body, headers={"content-type": "application/json; charset=utf-8"})
+    response = refusing.post(CHAT, content=body, headers={"content-type": "application/json; charset=utf-8"})
     assert said(response.json()) == "[tiny] \N{GRINNING FACE}"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "application/x-www-form-urlencoded", ""])
-def test_another_content_type_is_refused(client: TestClient, kind: str) -> None:
-    response = client.post(CHAT, content=b"{}", headers={"content-type": kind})
+def test_another_content_type_is_refused(refusing: TestClient, kind: str) -> None:
+    response = refusing.post(CHAT, content=b"{}", headers={"content-type": kind})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported_media_type")
 
 
@@ -187,9 +187,7 @@ class CorruptEngine(FakeEngine):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_corrupted_output_quarantines_the_adapter(
-    built: World, monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
+def test_corrupted_output_quarantines_the_adapter(built: World, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     monkeypatch.setattr("tests.server.harness.FakeEngine", CorruptEngine)
     with built.client() as client:
         upload(client, "a")

@@ -34,8 +34,8 @@ def test_one_model_by_name(client: TestClient) -> None:
         assert client.get(f"/v1/models/{name}").json()["id"] == name
 
 
-def test_an_unknown_model_is_openais_404(client: TestClient) -> None:
-    response = client.get("/v1/models/org/none")
+def test_an_unknown_model_is_openais_404(refusing: TestClient) -> None:
+    response = refusing.get("/v1/models/org/none")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
 

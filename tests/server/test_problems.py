@@ -71,45 +71,45 @@ def test_an_error_event_is_the_same_body_as_one_event() -> None:
     )
 
 
-def test_an_unknown_url(client: TestClient) -> None:
-    assert_one_body(client.get("/v1/nothing"), 404, "unknown_url")
+def test_an_unknown_url(refusing: TestClient) -> None:
+    assert_one_body(refusing.get("/v1/nothing"), 404, "unknown_url")
 
 
-def test_a_wrong_method(client: TestClient) -> None:
-    response = client.put("/v1/models", json={})
+def test_a_wrong_method(refusing: TestClient) -> None:
+    response = refusing.put("/v1/models", json={})
     assert_one_body(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "GET"
 
 
-def test_an_unknown_model(client: TestClient) -> None:
-    assert_one_body(client.post("/v1/chat/completions", json=chat("none")), 404, "model_not_found")
+def test_an_unknown_model(refusing: TestClient) -> None:
+    assert_one_body(refusing.post("/v1/chat/completions", json=chat("none")), 404, "model_not_found")
 
 
-def test_an_unknown_adapter(client: TestClient) -> None:
-    assert_one_body(client.get("/v1/adapters/none"), 404, "not_found")
+def test_an_unknown_adapter(refusing: TestClient) -> None:
+    assert_one_body(refusing.get("/v1/adapters/none"), 404, "not_found")
 
 
-def test_a_parameter_that_is_no_number(client: TestClient) -> None:
-    response = client.delete("/v1/adapters/none/versions/x")
+def test_a_parameter_that_is_no_number(refusing: TestClient) -> None:
+    response = refusing.delete("/v1/adapters/none/versions/x")
     assert_one_body(response, 400, "bad_request")
     assert response.json()["error"]["param"] == "number"
 
 
-def test_a_missing_field(client: TestClient) -> None:
-    response = client.put("/v1/adapters/none/aliases/stable", json={})
+def test_a_missing_field(refusing: TestClient) -> None:
+    response = refusing.put("/v1/adapters/none/aliases/stable", json={})
     assert_one_body(response, 400, "bad_request")
     assert response.json()["error"]["param"] == "version"
 
 
-def test_a_body_that_is_no_json_where_fastapi_reads_it(client: TestClient) -> None:
-    response = client.put(
+def test_a_body_that_is_no_json_where_fastapi_reads_it(refusing: TestClient) -> None:
+    response = refusing.put(
         "/v1/adapters/none/aliases/stable", content=b"{", headers={"content-type": "application/json"}
     )
     assert_one_body(response, 400, "bad_request")
 
 
-def test_an_adapter_that_cannot_be_served(client: TestClient) -> None:
-    response = client.post("/v1/adapters", data={"name": "a"}, files=as_parts({"adapter_model.bin": b"pickle"}))
+def test_an_adapter_that_cannot_be_served(refusing: TestClient) -> None:
+    response = refusing.post("/v1/adapters", data={"name": "a"}, files=as_parts({"adapter_model.bin": b"pickle"}))
     assert_one_body(response, 422, "pickle")
 
 

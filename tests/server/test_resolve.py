@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,21 +8,38 @@ import pytest
 from adapters.registry import Version
 from server.errors import AdapterUnavailable, ModelNotFound, ServerError
 from server.resolve import Resolver
-from tests.server.harness import World, adapter_files
+from tests.adapters.factories import write_base
+from tests.server.harness import World, adapter_files, ingest, world
 
 
-@pytest.fixture
-def versions(built: World) -> list[Version]:
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Three versions of `a`; `default` is 3, `stable` is 1."""
-    ingest = built.services.ingest
-    made = [ingest.upload("a", adapter_files(seed).uploads())[0] for seed in (1, 2, 3)]
-    built.services.registry.set_alias("a", "stable", 1)
-    return made
+    root = tmp_path_factory.mktemp("shop")
+    return stocked(world(write_base(root / "tiny"), root / "data"))
+
+
+@pytest.fixture(scope="module")
+def resolver(shop: World) -> Resolver:
+    return shop.services.generator._resolver
+
+
+@pytest.fixture(scope="module")
+def versions(shop: World) -> Sequence[Version]:
+    return shop.services.registry.adapter("a").versions
 
 
 @pytest.fixture
-def resolver(built: World, versions: list[Version]) -> Resolver:
-    return built.services.generator._resolver
+def own(built: World) -> World:
+    """The same for one test alone."""
+    return stocked(built)
+
+
+def stocked(built: World) -> World:
+    for seed in (1, 2, 3):
+        ingest(built, "a", seed)
+    built.services.registry.set_alias("a", "stable", 1)
+    return built
 
 
 @pytest.mark.parametrize("asked", ["", "tiny"])
@@ -44,7 +62,7 @@ def test_the_base_model(resolver: Resolver, asked: str) -> None:
     ],
 )
 def test_an_adapter_by_name_alias_or_number(
-    resolver: Resolver, versions: list[Version], asked: str, number: int
+    resolver: Resolver, versions: Sequence[Version], asked: str, number: int
 ) -> None:
     target = resolver.resolve(asked)
     assert target.asked == asked
@@ -52,18 +70,18 @@ def test_an_adapter_by_name_alias_or_number(
 
 
 @pytest.mark.parametrize("digits", [12, 64])
-def test_an_adapter_by_content(resolver: Resolver, versions: list[Version], digits: int) -> None:
+def test_an_adapter_by_content(resolver: Resolver, versions: Sequence[Version], digits: int) -> None:
     digest = versions[1].digest[: len("sha256:") + digits]
     assert resolver.resolve(f"a@{digest}").version == versions[1]
 
 
-def test_the_path_holds_the_files_of_that_version(resolver: Resolver, versions: list[Version]) -> None:
+def test_the_path_holds_the_files_of_that_version(resolver: Resolver, versions: Sequence[Version]) -> None:
     path = resolver.resolve("a@2").path
     assert path is not None
     assert (path / "adapter_model.safetensors").read_bytes() == adapter_files(2).files()["adapter_model.safetensors"]
 
 
-def test_the_engine_sees_name_and_digest(resolver: Resolver, versions: list[Version]) -> None:
+def test_the_engine_sees_name_and_digest(resolver: Resolver, versions: Sequence[Version]) -> None:
     assert resolver.resolve("a@2").engine_name == f"a@{versions[1].digest.removeprefix('sha256:')[:12]}"
 
 
@@ -84,22 +102,25 @@ def test_anything_else_does_not_exist(resolver: Resolver, asked: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["draining", "quarantined", "failed"])
-def test_a_version_out_of_service_says_why(resolver: Resolver, built: World, state: str) -> None:
-    built.services.registry.set_state("a", 3, state, "it said NaN")
+def test_a_version_out_of_service_says_why(own: World, state: str) -> None:
+    resolver = own.services.generator._resolver
+    own.services.registry.set_state("a", 3, state, "it said NaN")
     with pytest.raises(AdapterUnavailable, match=f"adapter a@3 is {state}: it said NaN") as refused:
         resolver.resolve("a")
     assert refused.value.code == f"adapter_{state}"
     assert resolver.resolve("a@1").version is not None
 
 
-def test_an_alias_moves_without_a_restart(resolver: Resolver, built: World, versions: list[Version]) -> None:
-    built.services.registry.set_alias("a", "default", 2)
-    assert resolver.resolve("a").version == versions[1]
+def test_an_alias_moves_without_a_restart(own: World) -> None:
+    own.services.registry.set_alias("a", "default", 2)
+    version = own.services.generator._resolver.resolve("a").version
+    assert version is not None
+    assert version.number == 2
 
 
-def test_nothing_is_looked_up_on_the_disk(built: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_looked_up_on_the_disk(resolver: Resolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter_files().write(tmp_path / "plain")
     monkeypatch.chdir(tmp_path)
     for asked in ("plain", str(tmp_path / "plain"), "./plain", f"file://{tmp_path}/plain"):
         with pytest.raises(ServerError):
-            built.services.generator._resolver.resolve(asked)
+            resolver.resolve(asked)
