@@ -44,7 +44,10 @@ def test_a_new_key_goes_to_standard_output_alone(tmp_path: Path, capsys: pytest.
     assert (key["id"], key["scopes"]) == ("ann", ["infer", "publish"])
 
 
-def test_what_is_wrongly_configured_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrongly_configured_is_one_line_and_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("server.logs.configure", lambda _: None)
     for arguments in (
         ["serve", "--host", "0.0.0.0"],
         ["serve", "--max-lora=1"],
