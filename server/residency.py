@@ -76,8 +76,11 @@ class Residency:
         self._wanted[name] += 1
         try:
             entry = await self._acquire(name, path)
-        finally:
+        except BaseException:
             _decrement(self._wanted, name)
+            await asyncio.shield(self._notify())  # it may be idle now, and others wait for room
+            raise
+        _decrement(self._wanted, name)
         try:
             yield entry.handle
         finally:

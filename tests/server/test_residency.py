@@ -197,6 +197,28 @@ async def test_who_finds_no_room_waits_for_the_first_that_is_given_back(residing
         assert names(residency) == ["a", "c"]
 
 
+async def test_who_waits_for_room_hears_that_another_lost_interest(
+    residing: Residing, files: Files, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just loaded and still wanted, "a" is not idle; it becomes so by a cancellation, not by a lease's end."""
+    engine._load_s = 0.01
+    residency = residing(capacity=1)
+    add = engine.add_adapter
+
+    async def add_and_lose_interest(handle: AdapterHandle) -> None:
+        await add(handle)
+        if handle.name == "a":
+            asyncio.get_running_loop().call_soon(first.cancel)
+
+    async with residency.lease("b", files("b")):
+        monkeypatch.setattr(engine, "add_adapter", add_and_lose_interest)
+        first = asyncio.create_task(touch(residency, files, "a"))
+        second = asyncio.create_task(touch(residency, files, "c"))
+        await asyncio.wait_for(second, 1)
+        assert first.cancelled()
+        assert names(residency) == ["b", "c"]
+
+
 async def test_who_finds_no_room_in_time_is_told_to_come_back(
     residing: Residing, files: Files, engine: FakeEngine
 ) -> None:
