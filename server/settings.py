@@ -119,6 +119,12 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nf4_has_a_kernel(self) -> Settings:
+        if self.quantization == "nf4" and self.dtype == "float32":
+            raise ValueError("dtype is 'float32', but NF4 computes in 16 bits: use bfloat16, or quantization none")
+        return self
+
     @property
     def resident_adapters(self) -> int:
         return self.max_resident_adapters or max(16, self.max_loras)

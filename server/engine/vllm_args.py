@@ -10,9 +10,9 @@ from pathlib import Path
 from server.settings import Settings
 
 GIB = 1 << 30
-# Compact JSON: a small model that may write any whitespace writes nothing else. Only a named backend can promise it;
-# guidance covers more of JSON Schema than xgrammar does.
-STRUCTURED_OUTPUTS = '{"backend": "guidance", "disable_any_whitespace": true}'
+# Compact JSON: a small model that may write any whitespace writes nothing else. Only a named backend can promise it,
+# and only xgrammar knows the grammar of strict tool calls.
+STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 
 
 def prepare_environment(settings: Settings) -> None:
