@@ -33,6 +33,7 @@ class Ingest:
         self._base = base
         self._limits = limits
         self._max_rank = max_rank
+        store.claim(registry.identity)
 
     def upload(
         self, name: str, files: Sequence[UploadedFile], *, description: str | None = None, promote: bool = True

@@ -35,6 +35,12 @@ class Registry:
                 "check that its directory or server exists and that it is a database"
             ) from error
 
+    @property
+    def identity(self) -> str:
+        """32 hex digits made with the database: the same for every process that opens it."""
+        with self._database.read() as connection:
+            return str(connection.scalar(select(schema.schema_version.c.identity)))
+
     def close(self) -> None:
         self._database.close()
 

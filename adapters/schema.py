@@ -5,6 +5,7 @@ It knows how to make and recognise the schema, not what the rows mean.
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,7 +48,13 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-schema_version = Table("loraplex_schema", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+schema_version = Table(
+    "loraplex_schema",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    # Which registry this is: the blob store remembers it, so that no other registry sweeps its blobs away.
+    Column("identity", String(32), nullable=False),
+)
 
 adapters = Table(
     "adapters",
@@ -86,7 +93,7 @@ def prepare(connection: Connection) -> None:
     """Make the tables in an empty database, or refuse a database of another schema."""
     if not inspect(connection).has_table(schema_version.name):
         metadata.create_all(connection)
-        connection.execute(insert(schema_version).values(version=SCHEMA_VERSION))
+        connection.execute(insert(schema_version).values(version=SCHEMA_VERSION, identity=uuid.uuid4().hex))
     found = connection.scalar(select(schema_version.c.version))
     if found != SCHEMA_VERSION:
         raise StoreError(

@@ -40,6 +40,7 @@ class LocalStore:
         self._blobs = Path(root) / "blobs"
         self._staging = Path(root) / "staging"
         self._lock = Path(root) / "lock"
+        self._owner = Path(root) / "registry"
         with _as_store_error("open the store"):
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._staging.mkdir(exist_ok=True)
@@ -51,6 +52,23 @@ class LocalStore:
         with self._lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def claim(self, registry: str) -> None:
+        """Tie this store to one registry. StoreError for any other one: its sweep would delete every blob here."""
+        with self.lock(), _as_store_error("read which registry the store belongs to"):
+            if not self._owner.exists():
+                staged = self._owner.with_suffix(".new")
+                staged.write_text(registry)
+                _fsync(staged)
+                staged.rename(self._owner)
+                _fsync(self._owner.parent)
+            owner = self._owner.read_text()
+        if owner != registry:
+            raise StoreError(
+                f"the store {self._blobs.parent} belongs to registry {owner}, but the database is registry {registry}; "
+                "point database_url and data_dir at a pair that belongs together",
+                code="other_registry",
+            )
 
     @contextmanager
     def staging(self) -> Iterator[Path]:

@@ -11,15 +11,16 @@ from safetensors.numpy import save_file
 from adapters.base import BaseModel
 
 
-def write_adapter(destination: Path, base: BaseModel, *, rank: int, seed: int, scale: float = 0.02) -> Path:
-    """All linear modules, alpha = 2·rank. `scale`: standard deviation of lora_B; A has 1/√in_features."""
+def write_adapter(destination: Path, base: BaseModel, *, rank: int, seed: int, strength: float = 0.4) -> Path:
+    """All linear modules, alpha = 2·rank; standard deviations 1/√in_features for A and strength/√rank for B."""
     random = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
     for module, (out_features, in_features) in base.modules.items():
         prefix = f"base_model.model.{module}"
         a = random.standard_normal((rank, in_features), dtype=np.float32) / np.sqrt(in_features)
         tensors[f"{prefix}.lora_A.weight"] = a.astype(np.float32)
-        tensors[f"{prefix}.lora_B.weight"] = random.standard_normal((out_features, rank), dtype=np.float32) * scale
+        b = random.standard_normal((out_features, rank), dtype=np.float32)
+        tensors[f"{prefix}.lora_B.weight"] = b * np.float32(strength / np.sqrt(rank))
     destination.mkdir(parents=True)
     save_file(tensors, destination / "adapter_model.safetensors", metadata={"format": "pt"})
     (destination / "adapter_model.safetensors").chmod(0o644)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from adapters.errors import AdapterError
 from server.errors import SettingsError
 
 USAGE = """usage: loraplex <command> [options]
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if asked_for_help else 2
     try:
         return commands[arguments[0]](arguments[1:])
-    except SettingsError as error:
+    except (SettingsError, AdapterError) as error:
         print(f"loraplex {arguments[0]}: {error}", file=sys.stderr)
         return 2
 

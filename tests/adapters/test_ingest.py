@@ -14,9 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters.errors import AdapterError, Conflict, InvalidAdapter, NotFound, UploadError, UploadTooLarge
+from adapters.errors import AdapterError, Conflict, InvalidAdapter, NotFound, StoreError, UploadError, UploadTooLarge
+from adapters.ingest import Ingest
 from adapters.refusals import REFUSALS
-from adapters.upload import UploadedFile
+from adapters.registry import Registry
+from adapters.upload import UploadedFile, UploadLimits
 from tests.adapters.conftest import Shop
 from tests.adapters.factories import AdapterFiles, loose, lora_tensors, tar, tensor, uploaded
 
@@ -127,7 +129,7 @@ def test_full_disk_is_reported_and_leaves_nothing(shop: Shop, monkeypatch: pytes
     with pytest.raises(AdapterError, match="No space left on device; check the disk") as error:
         shop.ingest.upload("a", AdapterFiles().uploads())
     assert error.value.code == "store_error"
-    assert shop.contents().keys() == {"lock"}
+    assert shop.contents().keys() == {"lock", "registry"}
 
 
 def test_forgetting_deletes_the_files_when_the_last_reference_goes(shop: Shop) -> None:
@@ -215,3 +217,12 @@ def test_any_damage_is_served_whole_or_refused_without_a_trace(
 def test_the_door_needs_no_torch() -> None:
     code = "import sys, adapters.ingest; sys.exit(bool({'torch', 'transformers', 'fastapi'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_another_registry_cannot_sweep_the_store_empty(shop: Shop, tmp_path: Path) -> None:
+    version, _ = shop.ingest.upload("a", AdapterFiles().uploads())
+    stranger = Registry(f"sqlite:///{tmp_path / 'other.db'}")
+    with pytest.raises(StoreError, match="belongs to registry"):
+        Ingest(shop.store, stranger, shop.base, UploadLimits(), max_rank=16)
+    stranger.close()
+    assert blobs(shop) == {version.digest}

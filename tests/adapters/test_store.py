@@ -133,3 +133,11 @@ def test_unwritable_store_says_so(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file where the directory should be")
     with pytest.raises(StoreError, match="check the disk"):
         LocalStore(tmp_path / "store")
+
+
+def test_a_store_belongs_to_one_registry(tmp_path: Path) -> None:
+    LocalStore(tmp_path).claim("first")
+    LocalStore(tmp_path).claim("first")
+    with pytest.raises(StoreError, match="belongs to registry first") as refused:
+        LocalStore(tmp_path).claim("second")
+    assert refused.value.code == "other_registry"

@@ -39,9 +39,7 @@ def demo_adapters(demo_base: Path) -> dict[str, Path]:
 def random_adapters(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Adapters of different ranks that change every answer strongly."""
     root = tmp_path_factory.mktemp("random")
-    return {
-        f"random{rank}": write_adapter(root / str(rank), base, rank=rank, seed=rank, scale=0.01) for rank in (4, 8, 16)
-    }
+    return {f"random{rank}": write_adapter(root / str(rank), base, rank=rank, seed=rank) for rank in (4, 8, 16)}
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def fragile(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         running = Live(server, base)
         good = write_adapter(root / "good", base, rank=4, seed=1)
         # Finite in every tensor, so the gate lets it in; the product overflows.
-        overflow = write_adapter(root / "overflow", base, rank=4, seed=2, scale=1e30)
+        overflow = write_adapter(root / "overflow", base, rank=4, seed=2, strength=1e30)
         assert running.upload("good", good).status_code == 201
         assert running.upload("overflow", overflow).status_code == 201
         yield running
@@ -88,8 +88,9 @@ async def stream_while_killing(live: Live) -> list[dict[str, object]]:
         request = client.stream("POST", "/v1/chat/completions", json=body | {"stream": True, "ignore_eos": True})
         async with request as response:
             async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    events.append(json.loads(line.removeprefix("data: ")))
+                if not line.startswith("data: {"):
+                    continue
+                events.append(json.loads(line.removeprefix("data: ")))
                 if len(events) == 5:
                     engine_process(live).send_signal(signal.SIGKILL)
         refused = await client.post("/v1/chat/completions", json=body)
