@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from server.errors import EngineUnavailable
 from server.services import Wired
 
 router = APIRouter(tags=["health"])
@@ -19,8 +20,11 @@ async def livez() -> dict[str, Any]:
 @router.get("/readyz")
 @router.get("/health")
 async def readyz(wired: Wired, response: Response) -> dict[str, Any]:
-    """200 only when a token can be generated."""
-    if wired.pool.state != "ready":
+    """200 only when a token can be generated: the engine itself is asked, not what we last heard of it."""
+    try:
+        await wired.pool.running().check_health()
+    except EngineUnavailable as error:
         response.status_code = 503
-        response.headers["retry-after"] = "5"
-    return {"status": wired.pool.state}
+        response.headers["retry-after"] = str(error.retry_after_s)
+        return {"status": "restarting" if wired.pool.state == "ready" else wired.pool.state}
+    return {"status": "ready"}
