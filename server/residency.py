@@ -139,13 +139,14 @@ class Residency:
 
     async def _load_shared(self, name: str, path: Path, deadline: float) -> None:
         task = self._loads.get(name)
-        if task is None:
+        if task is None or task.done():  # done, but not yet cleared: awaiting it would never yield to the clearing
             task = self._loads[name] = asyncio.create_task(self._load(name, path, deadline))
             task.add_done_callback(lambda done: self._load_ended(name, done))
         await asyncio.shield(task)
 
     def _load_ended(self, name: str, task: asyncio.Task[None]) -> None:
-        self._loads.pop(name, None)
+        if self._loads.get(name) is task:
+            del self._loads[name]
         if not task.cancelled():
             task.exception()  # seen: every waiter may have gone away meanwhile
 

@@ -503,3 +503,13 @@ async def test_random_traffic_breaks_no_rule(seed: int, files: Files, tmp_path: 
     assert await engine.adapter_ids() == {entry.handle.int_id for entry in residency.snapshot().values()}
     assert not residency._wanted
     assert not residency._retiring
+
+
+async def test_a_load_that_has_ended_is_not_awaited_again(residing: Residing, files: Files) -> None:
+    """Awaiting it never yields, so the callback that clears it would never run: the whole server would stand still."""
+    residency = residing()
+    ended = asyncio.create_task(asyncio.sleep(0))
+    await ended
+    residency._loads["a"] = ended  # type: ignore[assignment]
+    async with asyncio.timeout(5), residency.lease("a", files("a")) as handle:
+        assert handle.name == "a"
