@@ -510,6 +510,6 @@ async def test_a_load_that_has_ended_is_not_awaited_again(residing: Residing, fi
     residency = residing()
     ended = asyncio.create_task(asyncio.sleep(0))
     await ended
-    residency._loads["a"] = ended  # type: ignore[assignment]
+    residency._loads["a"] = ended
     async with asyncio.timeout(5), residency.lease("a", files("a")) as handle:
         assert handle.name == "a"
