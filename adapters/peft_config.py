@@ -1,6 +1,6 @@
 """adapter_config.json as PEFT reads it: rank and scaling of every module, and what the engine would not serve.
 
-The engine ignores fields it does not know and would compute something else without a word (TRAINING.md V1 to V4), so
+The engine ignores fields it does not know and would compute something else without a word, so
 every option of PEFT 0.21 is either known to change nothing here or refused. It does not look at weights.
 """
 

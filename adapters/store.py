@@ -185,7 +185,7 @@ def _require_intact(blob: Path, digest: str) -> None:
 
 
 def _settle(directory: Path) -> None:
-    """Readable by other users (safetensors writes 0600, TRAINING.md V11) and on the disk, before it gets its name."""
+    """Readable by other users (safetensors writes 0600) and on the disk, before it gets its name."""
     directory.chmod(0o755)
     for path in directory.iterdir():
         path.chmod(0o644)

@@ -1,7 +1,7 @@
 """A staging directory → its Manifest, or the reason why this base cannot serve it (adapters/refusals.py lists them).
 
-Everything the engine would accept and compute wrongly ends here (ENGINE.md 0 and 2). Reads headers and streams the
-values once; it needs no torch and does not know where the files go.
+Everything the engine would accept and compute wrongly ends here (README, facts about the engine). Reads headers and
+streams the values once; it needs no torch and does not know where the files go.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         _train_and_upload(arguments, base, server, account)
         account.ready_s = server.wait_ready()
         replies = asyncio.run(_chat(server.url, base.name, account))
-        _tell(account, replies, server.url)
+        _tell(account, replies, server.url, server.log)
         if arguments.serve:
             _stay_up(server)
     return 0 if _all_differ(replies) else 1
@@ -152,7 +152,7 @@ async def _watch_batch(client: httpx.AsyncClient, account: Account) -> None:
         await asyncio.sleep(0.05)
 
 
-def _tell(account: Account, replies: list[Reply], url: str) -> None:
+def _tell(account: Account, replies: list[Reply], url: str, log: Path) -> None:
     table = Table(show_lines=True, expand=True)
     for heading, ratio in (("question", 2), ("base", 4), *((name, 4) for name in ADAPTERS)):
         table.add_column(heading, ratio=ratio)
@@ -162,11 +162,11 @@ def _tell(account: Account, replies: list[Reply], url: str) -> None:
     worst = max(reply.ttft_s for reply in replies)
     console.print(
         f"{len(replies)} requests at once, up to {account.batch_peak} in one engine batch; slowest first token "
-        f"{worst:.2f} s (two of the adapters were loaded for it)"
+        f"{worst:.2f} s (both adapters were loaded into the engine for it)"
     )
     for name, seconds in (account.training_s or {}).items():
         console.print(f"adapter {name}: trained, evaluated and uploaded in {seconds:.0f} s")
-    console.print(f"server log, adapters and registry: see the data directory; API at {url}/v1")
+    console.print(f"API at {url}/v1; registry, adapters and the server's log are in {log.parent}")
 
 
 def _all_differ(replies: list[Reply]) -> bool:

@@ -23,8 +23,9 @@ from pydantic_settings.exceptions import SettingsError as UnreadableValue
 from server.errors import SettingsError
 
 ENV_PREFIX = "LORAPLEX_"
-# Read elsewhere on purpose: by the plugin inside vLLM's processes, and by tests and Makefile for their shared cache.
-OTHER_ENV_NAMES = {"LORAPLEX_PLUGIN", "LORAPLEX_CACHE_DIR", "LORAPLEX_CONFIG"}
+# Read elsewhere on purpose: by `loraplex train --server`, by the plugin inside vLLM's processes, and by the tests for
+# the cache they share with the demo.
+OTHER_ENV_NAMES = {"LORAPLEX_API_KEY", "LORAPLEX_PLUGIN", "LORAPLEX_CACHE_DIR", "LORAPLEX_CONFIG"}
 LIST_FLAGS = ("--api-keys", "--engine-args")
 """One value a flag, taken as it is: pydantic-settings would split it at commas and read JSON in it."""
 

@@ -23,7 +23,14 @@ from server.engine.protocol import AdapterHandle, Answer, EngineInfo, Generation
 from server.errors import BadRequest, EngineUnavailable
 
 # Fields with which a client would choose what only the server may choose.
-RESERVED_FIELDS = ("request_id", "priority", "kv_transfer_params", "vllm_xargs")
+RESERVED_FIELDS = (
+    "ec_transfer_params",
+    "kv_transfer_params",
+    "priority",
+    "request_id",
+    "session_id",
+    "vllm_xargs",
+)
 
 
 class VllmEngine:

@@ -82,7 +82,7 @@ def _vllm(root: Path, demo_base: Path) -> Subject:
     vllm_args.prepare_environment(settings)
     targets = {module.rpartition(".")[2] for module in base.modules}
     engine = VllmEngine(vllm_args.command_line(settings, demo_base, NAME, targets))
-    adapter = write_adapter(root / "adapter", base, rank=8, seed=1, scale=0.05)
+    adapter = write_adapter(root / "adapter", base, rank=8, seed=1)
     return Subject(engine, adapter, lambda: len(engine._engine.output_processor.request_states))
 
 
