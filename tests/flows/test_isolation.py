@@ -13,6 +13,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -49,11 +50,11 @@ def body(model: str, prompt: str, *, stream: bool = False) -> dict[str, object]:
     }
 
 
-def tokens_of(content: list[dict[str, object]]) -> list[Token]:
+def tokens_of(content: list[dict[str, Any]]) -> list[Token]:
     found = []
     for entry in content:
-        best, second = sorted((top["logprob"] for top in entry["top_logprobs"]), reverse=True)  # type: ignore[attr-defined, index]
-        found.append(Token(str(entry["token"]), float(entry["logprob"]), best - second))  # type: ignore[arg-type]
+        best, second = sorted((top["logprob"] for top in entry["top_logprobs"]), reverse=True)
+        found.append(Token(entry["token"], entry["logprob"], best - second))
     return found
 
 
