@@ -112,6 +112,31 @@ async def test_a_load_that_nobody_waits_for_any_more_leaves_an_idle_adapter(
     assert residency.snapshot()["a"].leases == 0
 
 
+@pytest.mark.timeout(20)
+async def test_a_load_that_has_just_ended_and_left_nothing_is_not_joined(
+    residing: Residing, files: Files, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody wants "a" any more, so the end of its load evicts it; who asks in that very turn must load it again."""
+    engine._load_s = 0.02
+    residency = residing(capacity=1)
+    add = engine.add_adapter
+    late: list[asyncio.Task[None]] = []
+
+    async def add_and_be_asked(handle: AdapterHandle) -> None:
+        await add(handle)
+        if not late:
+            late.append(asyncio.create_task(touch(residency, files, "a")))
+
+    async with residency.lease("b", files("b")):
+        monkeypatch.setattr(engine, "add_adapter", add_and_be_asked)
+        early = asyncio.create_task(touch(residency, files, "a"))
+        await until(residency.loading)
+        early.cancel()
+        await until(lambda: late)
+        await late[0]
+        assert engine.loads == ["b", "a", "a"]
+
+
 async def test_a_cancelled_user_gives_the_lease_back(residing: Residing, files: Files) -> None:
     residency = residing()
 
