@@ -18,8 +18,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from server import problems
 from server.engine.pool import EnginePool
-from server.engine.protocol import Answer, Endpoint, Generation
+from server.engine.protocol import Answer, Endpoint, Generation, Stats
 from server.errors import BadRequest, CorruptedOutput, RequestTooLarge, ServerError
 from server.lifecycle import Lifecycle
 from server.residency import Residency
@@ -66,6 +67,7 @@ class Generator:
             try:
                 answer = await held.enter_async_context(engine.generate(generation))
             except ServerError as error:
+                self._count(endpoint, target, problems.status_of(error), Stats())
                 await self._corrupted(error, target)
                 raise
             held.push_async_callback(self._record, endpoint, target, answer)
@@ -74,10 +76,13 @@ class Generator:
             return LeasedStream(answer.events, held.pop_all(), _headers(target))
 
     async def _record(self, endpoint: Endpoint, target: Target, answer: Answer) -> None:
-        adapter = target.version.adapter if target.version else self._resolver.base_name
-        self._telemetry.request(adapter, endpoint, answer.status, answer.stats)
+        self._count(endpoint, target, answer.status, answer.stats)
         if answer.stats.corrupted:
             await self._corrupted(CorruptedOutput("NaN logits in a stream"), target)
+
+    def _count(self, endpoint: Endpoint, target: Target, status: int, stats: Stats) -> None:
+        adapter = target.version.adapter if target.version else self._resolver.base_name
+        self._telemetry.request(adapter, endpoint, status, stats)
 
     async def _corrupted(self, error: ServerError, target: Target) -> None:
         """NaN logits: the adapter is taken out of service before it can answer again."""

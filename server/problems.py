@@ -49,6 +49,10 @@ def body(status: int, message: str, *, param: str | None = None, code: str | Non
     return {"error": {"message": message, "type": TYPES.get(status, default), "param": param, "code": code}}
 
 
+def status_of(error: Exception) -> int:
+    return STATUS.get(type(error), 500)
+
+
 def response(error: Exception) -> JSONResponse:
     """The response to any error of the two trees; anything else is a 500 that says nothing of its inside."""
     status = STATUS.get(type(error))

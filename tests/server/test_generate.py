@@ -141,6 +141,7 @@ def test_what_the_engine_refuses_names_the_field(client: TestClient, built: Worl
     response = client.post(CHAT, json={"model": "a", "messages": "hello"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
     assert leases(built) == 0
+    assert 'loraplex_requests_total{adapter="a",endpoint="chat",status="400"} 1.0' in client.get("/metrics").text
 
 
 @pytest.mark.parametrize("declared", [True, False])
