@@ -20,7 +20,9 @@ access = logging.getLogger("server.access")
 log = logging.getLogger(__name__)
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+# uvicorn repeats its message in colour; vLLM's record factory stamps every record once it is imported.
+NOISE = {"color_message", "vllm_process_name"}
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,7 +37,7 @@ class JsonFormatter(logging.Formatter):
         }
         if (current := request_id.get()) is not None:
             entry["request_id"] = current
-        entry |= {name: value for name, value in record.__dict__.items() if name not in STANDARD}
+        entry |= {name: value for name, value in record.__dict__.items() if name not in STANDARD | NOISE}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str, ensure_ascii=False)

@@ -38,6 +38,11 @@ def test_a_line_is_one_object(lines: Any) -> None:
     assert line == {"level": "warning", "logger": "tests.logs", "message": "two\nlines of text", "adapter": "a@1"}
 
 
+def test_what_vllm_stamps_on_every_record_is_left_out(lines: Any) -> None:
+    logging.getLogger("tests.logs").warning("hello", extra={"vllm_process_name": "MainProcess"})
+    assert "vllm_process_name" not in lines()[0]
+
+
 def test_a_traceback_stays_in_its_line(lines: Any) -> None:
     try:
         raise ValueError("swordfish")
