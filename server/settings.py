@@ -181,13 +181,7 @@ def _merge(from_file: dict[str, Any], argv: list[str], lists: dict[str, Any]) ->
             cls, settings_cls: type[BaseSettings], init_settings: Source, env_settings: Source, *_: Any, **__: Any
         ) -> tuple[Source, ...]:
             flags: CliSettingsSource[BaseSettings] = CliSettingsSource(
-                settings_cls,
-                cli_prog_name="loraplex serve",
-                cli_parse_args=argv,
-                cli_kebab_case=True,
-                cli_hide_none_type=True,
-                cli_avoid_json=True,
-                cli_implicit_flags=True,
+                settings_cls, cli_prog_name="loraplex serve", cli_parse_args=argv
             )
             return InitSettingsSource(settings_cls, init_kwargs=lists), flags, env_settings, init_settings
 
