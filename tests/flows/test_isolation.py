@@ -38,6 +38,14 @@ class Token:
     """To the second best token."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    pair: tuple[str, str]
+    answer: list[Token]
+    to_the_end: bool
+    """False when the client left early on purpose."""
+
+
 def body(model: str, prompt: str, *, stream: bool = False) -> dict[str, object]:
     return {
         "model": model,
@@ -110,13 +118,14 @@ async def test_every_answer_is_the_one_it_gets_alone(
     choose, places, stop = random.Random(how), asyncio.Semaphore(AT_ONCE), asyncio.Event()
     async with live.async_client() as client:
 
-        async def one(number: int) -> tuple[tuple[str, str], list[Token]]:
+        async def one(number: int) -> Asked:
             pair = (choose.choice(models), choose.choice(PROMPTS))
             leave_after = choose.randrange(1, TOKENS) if how == "streamed" and number % 4 == 0 else None
             async with places:
                 if how == "whole":
-                    return pair, await whole(client, *pair)
-                return pair, await streamed(client, *pair, leave_after=leave_after)
+                    return Asked(pair, await whole(client, *pair), to_the_end=True)
+                tokens = await streamed(client, *pair, leave_after=leave_after)
+                return Asked(pair, tokens, to_the_end=leave_after is None)
 
         churning = asyncio.create_task(churn(live, tmp_path, stop))
         answers = await asyncio.gather(*[one(number) for number in range(REQUESTS)])
@@ -130,17 +139,20 @@ async def test_every_answer_is_the_one_it_gets_alone(
     await no_lease_left(live)
 
 
-def compare(
-    alone: dict[tuple[str, str], list[Token]], answers: list[tuple[tuple[str, str], list[Token]]]
-) -> tuple[int, float]:
-    """(identical answers, largest |Δlogprob| on tokens that agree); a difference that is no near-tie fails."""
+def compare(alone: dict[tuple[str, str], list[Token]], answers: list[Asked]) -> tuple[int, float]:
+    """(identical answers, largest |Δlogprob| on tokens that agree); a difference that is no near-tie fails, and so
+    does an answer that ends before the solo one although its client stayed."""
     noise, swapped = 0.0, []
-    for pair, answer in answers:
+    for asked in answers:
+        pair, answer = asked.pair, asked.answer
         for expected, token in zip(alone[pair], answer, strict=False):
             if expected.text != token.text:
                 swapped.append((pair, expected, token))
                 break
             noise = max(noise, abs(expected.logprob - token.logprob))
+        else:
+            assert answer, f"{pair}: got no token"
+            assert len(answer) == len(alone[pair]) or not asked.to_the_end, f"{pair}: got {answer}, alone {alone[pair]}"
     for pair, expected, token in swapped:
         assert expected.gap <= 2 * noise, f"{pair}: got {token}, alone {expected}, noise {noise}"
     return len(answers) - len(swapped), noise
@@ -161,5 +173,8 @@ async def no_lease_left(live: Live) -> None:
 
 def test_the_comparison_can_fail() -> None:
     sure, other = Token("Paris", -0.1, 5.0), Token("Rome", -0.1, 5.0)
-    with pytest.raises(AssertionError):
-        compare({("m", "p"): [sure]}, [(("m", "p"), [other])])
+    alone, pair = {("m", "p"): [sure, sure]}, ("m", "p")
+    assert compare(alone, [Asked(pair, [sure, sure], True), Asked(pair, [sure], False)]) == (2, 0.0)
+    for wrong in (Asked(pair, [other], False), Asked(pair, [sure], True), Asked(pair, [], False)):
+        with pytest.raises(AssertionError):
+            compare(alone, [wrong])
