@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import subprocess
 import sys
 import time
@@ -50,8 +51,17 @@ class Account:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0 when all three models answered, and answered differently."""
-    arguments = _arguments(argv)
+    """Exit code 0 when all three models answered, and answered differently; 130 when it was stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # however it is stopped, no server stays behind
+    try:
+        return _run(_arguments(argv))
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
     account = Account(training_s={})
     base = _base(arguments, account)
     with _server(arguments, base) as server:
