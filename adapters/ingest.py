@@ -67,12 +67,6 @@ class Ingest:
             self._registry.remove_version(name, number, with_aliases=with_aliases)
             self._delete_unreferenced({digest})
 
-    def forget_adapter(self, name: str) -> None:
-        with self._store.lock():
-            digests = {version.digest for version in self._registry.adapter(name).versions}
-            self._registry.remove_adapter(name)
-            self._delete_unreferenced(digests)
-
     def sweep(self) -> list[str]:
         """Remove what crashed uploads and deletions left; returns what went."""
         with self._store.lock():

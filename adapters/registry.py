@@ -100,13 +100,18 @@ class Registry:
             connection.execute(delete(table).where(table.c.adapter == name, table.c.alias == alias))
             return rows.read_adapter(connection, name)
 
-    def set_state(self, name: str, number: int, state: str, reason: str | None = None) -> Version:
+    def set_state(
+        self, name: str, number: int, state: str, reason: str | None = None, *, only_from: str | None = None
+    ) -> bool:
+        """Whether it changed: with `only_from` it stays as it is when it was in any other state."""
         assert state in STATES, state
         with self._writing(name) as connection:
-            rows.require_version(connection, name, number)
+            version = rows.require_version(connection, name, number)
+            if only_from not in (None, version.state):
+                return False
             where = (schema.versions.c.adapter == name, schema.versions.c.number == number)
             connection.execute(update(schema.versions).where(*where).values(state=state, reason=reason))
-            return rows.require_version(connection, name, number)
+            return True
 
     def remove_version(self, name: str, number: int, *, with_aliases: bool = False) -> None:
         """Conflict while an alias points to it, unless those go too. The adapter goes with its last version."""
@@ -122,13 +127,6 @@ class Registry:
             rows.delete_version(connection, name, number)
             if not rows.read_versions(connection, name):
                 rows.bury(connection, name)
-
-    def remove_adapter(self, name: str) -> None:
-        """All versions and aliases at once. Their numbers stay used."""
-        with self._writing(name) as connection:
-            connection.execute(delete(schema.aliases).where(schema.aliases.c.adapter == name))
-            connection.execute(delete(schema.versions).where(schema.versions.c.adapter == name))
-            rows.bury(connection, name)
 
     def digests(self) -> set[str]:
         """All digests that some version still refers to, whatever its state."""

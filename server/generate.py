@@ -90,7 +90,7 @@ class Generator:
             return
         log.error("corrupted output", extra={"model": target.asked})
         if target.version is not None:
-            self._lifecycle.quarantine(target.version, "its logits were NaN while serving")
+            await self._lifecycle.quarantine(target.version, "its logits were NaN while serving")
 
 
 class LeasedStream(StreamingResponse):

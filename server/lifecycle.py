@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from adapters.ingest import Ingest
+from adapters.records import DRAINING, QUARANTINED, READY
 from adapters.registry import Registry, Version
 from server.residency import Residency
 from server.resolve import engine_name
@@ -28,22 +29,21 @@ class Lifecycle:
 
     async def delete(self, version: Version) -> asyncio.Task[None]:
         """Refuse new requests from now on; the returned task ends when files and aliases are gone."""
-        await asyncio.to_thread(self._registry.set_state, version.adapter, version.number, "draining", None)
+        await asyncio.to_thread(self._registry.set_state, version.adapter, version.number, DRAINING)
         return self._start(f"delete {version.ref}", self._drain_and_forget(version))
 
-    def quarantine(self, version: Version, reason: str) -> None:
-        """Take a version out of service, keep its files for whoever must find out why."""
-        if self._registry.resolve(version.adapter, str(version.number)).state != "ready":
-            return
-        self._registry.set_state(version.adapter, version.number, "quarantined", reason)
-        log.error("adapter quarantined", extra={"adapter": version.ref, "reason": reason})
-        self._start(f"free {version.ref}", self._free(version))
+    async def quarantine(self, version: Version, reason: str) -> None:
+        """Take a version out of service, keep its files for whoever must find out why. No effect on a draining one."""
+        mark = self._registry.set_state
+        if await asyncio.to_thread(mark, version.adapter, version.number, QUARANTINED, reason, only_from=READY):
+            log.error("adapter quarantined", extra={"adapter": version.ref, "reason": reason})
+            self._start(f"free {version.ref}", self._free(version))
 
     async def resume(self) -> None:
         """Finish the deletions that a stop or a crash interrupted."""
         for adapter in await asyncio.to_thread(self._registry.adapters):
             for version in adapter.versions:
-                if version.state == "draining":
+                if version.state == DRAINING:
                     self._start(f"delete {version.ref}", self._drain_and_forget(version))
 
     async def close(self) -> None:

@@ -41,7 +41,7 @@ def upload(ingest: Ingest) -> None:
 
 
 def forget(ingest: Ingest) -> None:
-    ingest.forget_adapter("old")
+    ingest.forget("old", 1, with_aliases=True)
 
 
 def kill_at(number: int) -> None:

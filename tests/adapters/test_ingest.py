@@ -140,7 +140,7 @@ def test_forgetting_deletes_the_files_when_the_last_reference_goes(shop: Shop) -
     assert len(blobs(shop)) == 2
     with pytest.raises(Conflict):
         shop.ingest.forget("b", 2)
-    shop.ingest.forget_adapter("a")
+    shop.ingest.forget("a", 1, with_aliases=True)
     assert blobs(shop) == {version.digest} == shop.registry.digests()
     with pytest.raises(NotFound):
         shop.ingest.forget("b", 9)
@@ -150,7 +150,7 @@ def test_forgetting_deletes_the_files_when_the_last_reference_goes(shop: Shop) -
 
 def test_sweep_removes_what_nobody_registered(shop: Shop) -> None:
     version, _ = shop.ingest.upload("a", AdapterFiles().uploads())
-    shop.registry.remove_adapter("a")
+    shop.registry.remove_version("a", 1, with_aliases=True)
     assert shop.ingest.sweep() == [version.digest]
     assert blobs(shop) == set()
 
@@ -163,7 +163,7 @@ def test_uploads_and_deletions_of_the_same_bytes_at_once(shop: Shop) -> None:
             for _ in range(8):
                 version, _ = shop.ingest.upload(name, AdapterFiles().uploads())
                 assert shop.store.path(version.digest).is_dir()
-                shop.ingest.forget_adapter(name)
+                shop.ingest.forget(name, version.number, with_aliases=True)
         except BaseException as error:
             errors.append(error)
 
@@ -210,7 +210,7 @@ def test_any_damage_is_served_whole_or_refused_without_a_trace(
         assert shop.contents() == before
     else:
         assert (shop.store.path(version.digest) / name).read_bytes() == content
-        shop.ingest.forget_adapter("a")
+        shop.ingest.forget("a", version.number, with_aliases=True)
     assert shop.contents() == before
 
 

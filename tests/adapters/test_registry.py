@@ -89,6 +89,15 @@ def test_promotion_is_a_choice(registry: Registry) -> None:
     assert registry.resolve("a").number == 2
 
 
+def test_a_state_can_be_changed_only_from_another(registry: Registry) -> None:
+    registry.add_version("a", manifest("1"))
+    assert registry.set_state("a", 1, "quarantined", "NaN logits", only_from="ready")
+    assert not registry.set_state("a", 1, "quarantined", "again", only_from="ready")
+    assert registry.resolve("a", "1").reason == "NaN logits"
+    assert registry.set_state("a", 1, "draining")
+    assert (registry.resolve("a", "1").state, registry.resolve("a", "1").reason) == ("draining", None)
+
+
 def test_same_bytes_do_not_leave_quarantine_by_uploading_again(registry: Registry) -> None:
     registry.add_version("a", manifest("1"))
     registry.add_version("a", manifest("2"))
@@ -104,7 +113,8 @@ def test_numbers_are_never_used_again(registry: Registry) -> None:
     registry.set_alias("a", "default", 1)
     registry.remove_version("a", 3)
     assert registry.add_version("a", manifest("4"))[0].number == 4
-    registry.remove_adapter("a")
+    for number in (1, 2, 4):
+        registry.remove_version("a", number, with_aliases=True)
     assert registry.add_version("a", manifest("1"), description="again")[0].number == 5
     assert registry.adapter("a").description == "again"
 
@@ -135,7 +145,7 @@ def test_unknown_reference_says_what_exists(registry: Registry, ref: str) -> Non
 @pytest.mark.parametrize("name", ["b", "", "A", "a@1", "x\0y", "\ud800", "../a", "n" * 5000])
 def test_unknown_adapter_says_what_exists(registry: Registry, name: str) -> None:
     registry.add_version("a", manifest("1"))
-    for call in (registry.resolve, registry.adapter, registry.remove_adapter):
+    for call in (registry.resolve, registry.adapter, lambda name: registry.remove_version(name, 1)):
         with pytest.raises(NotFound, match="registered: a"):
             call(name)
 

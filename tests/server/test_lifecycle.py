@@ -103,7 +103,7 @@ async def test_quarantine_keeps_the_files_and_frees_the_memory(slow: World) -> N
         name = ingest(slow, "a")
         await Exchange(slow.app, CHAT, chat("a")).start()
         assert name in slow.services.residency.snapshot()
-        slow.services.lifecycle.quarantine(version_of(slow, "a"), "it said NaN")
+        await slow.services.lifecycle.quarantine(version_of(slow, "a"), "it said NaN")
         await until(lambda: name not in slow.services.residency.snapshot())
         assert await slow.engine.adapter_ids() == set()
         assert len(blobs(slow)) == 1
@@ -116,7 +116,7 @@ async def test_quarantine_does_not_call_back_what_is_being_deleted(slow: World) 
         name = ingest(slow, "a")
         async with slow.services.residency.lease(name, slow.services.generator._resolver.resolve("a").path):  # type: ignore[arg-type]
             deletion = await slow.services.lifecycle.delete(version_of(slow, "a"))
-            slow.services.lifecycle.quarantine(version_of(slow, "a"), "it said NaN")
+            await slow.services.lifecycle.quarantine(version_of(slow, "a"), "it said NaN")
             assert version_of(slow, "a").state == "draining"
         await deletion
 
@@ -125,7 +125,7 @@ async def test_a_quarantined_version_can_be_deleted_while_it_is_still_leased(slo
     async with slow.running():
         name = ingest(slow, "a")
         async with slow.services.residency.lease(name, slow.services.generator._resolver.resolve("a").path):  # type: ignore[arg-type]
-            slow.services.lifecycle.quarantine(version_of(slow, "a"), "it said NaN")
+            await slow.services.lifecycle.quarantine(version_of(slow, "a"), "it said NaN")
             deletion = await slow.services.lifecycle.delete(version_of(slow, "a"))
         await deletion
         assert blobs(slow) == set()
