@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapters.errors import ConfigError
 from adapters.nf4 import keep_unpacked, repair_dequantize
+from adapters.processor import multiplies_bf16
 from adapters.train.config import ModelSection, PeftSection, QuantizationSection
 from adapters.train.labels import IGNORED, Example
 
@@ -60,16 +61,30 @@ def load_tokenizer(section: ModelSection) -> Any:
 
 
 def load_base(section: ModelSection, quantization: QuantizationSection) -> Any:
-    """Embeddings, norms and lm_head stay bf16 as the server holds them (no upcast to fp32 as peft would)."""
+    """The base, frozen. In bf16 its embeddings, norms and lm_head are what the server holds (peft would upcast)."""
     repair_dequantize()
-    fields = quantization.model_dump(exclude={"load_in_4bit"})
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, **fields) if quantization.load_in_4bit else None
+    dtype = compute_dtype(section)
     model = AutoModelForCausalLM.from_pretrained(
-        section.model_name_or_path, dtype=torch.bfloat16, quantization_config=nf4, local_files_only=True
+        section.model_name_or_path,
+        dtype=dtype,
+        quantization_config=_nf4(quantization, dtype) if quantization.load_in_4bit else None,
+        local_files_only=True,
     )
     keep_unpacked(model)  # an evaluation would repack the weights and silently ruin every later gradient
     model.config.use_cache = False
     return model
+
+
+def compute_dtype(section: ModelSection) -> torch.dtype:
+    """`auto` resolved for this machine."""
+    if section.dtype != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[section.dtype]
+    return torch.bfloat16 if multiplies_bf16() else torch.float32
+
+
+def _nf4(section: QuantizationSection, dtype: torch.dtype) -> BitsAndBytesConfig:
+    fields = section.model_dump(exclude={"load_in_4bit"}, exclude_none=True)
+    return BitsAndBytesConfig(load_in_4bit=True, **{"bnb_4bit_compute_dtype": dtype, **fields})
 
 
 def attach_lora(model: Any, section: PeftSection) -> Any:

@@ -16,6 +16,7 @@ from adapters.train.config import TrainConfig
 from adapters.train.data import Split, digest_of
 from adapters.train.evaluate import Verdict
 from adapters.train.labels import chat_template_sha256
+from adapters.train.model import compute_dtype
 
 PROVENANCE = "loraplex.json"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -25,10 +26,11 @@ def write_provenance(config: TrainConfig, split: Split, tokenizer: Any, verdict:
     quantization = config.quantization
     record = {
         "base_fingerprint": BaseModel.read(config.model.model_name_or_path).fingerprint,
-        "quantization": quantization.model_dump() if quantization.load_in_4bit else None,
+        "quantization": quantization.model_dump(exclude_none=True) if quantization.load_in_4bit else None,
         "chat_template_sha256": chat_template_sha256(tokenizer),
         "lineage": {
             "seed": config.training.seed,
+            "dtype": str(compute_dtype(config.model)).removeprefix("torch."),
             "steps": config.training.max_steps,
             "data_sha256": digest_of([*split.train, *split.held_out]),
             "train_rows": len(split.train),

@@ -1,7 +1,10 @@
-"""Defect: bitsandbytes dequantises NF4 weights wrongly where rows and blocks do not end together; see adapters.nf4.
+"""What 4-bit layers need from bitsandbytes on a CPU, done when the first one is made.
 
-Fix: the repair is applied when the first 4-bit layer is made, which is in the worker and nowhere else, so that the
-API and engine processes never pay for importing bitsandbytes.
+Defect: it dequantises NF4 weights wrongly where rows and blocks do not end together (adapters.nf4). And it is slow
+where bf16 is emulated (fp32_products).
+
+The first layer is made in the worker and nowhere else, so the API and engine processes never pay for importing
+bitsandbytes.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ from server.vllm_plugin.patches import Patch
 def linear_method(stock: Callable[..., None]) -> Callable[..., None]:
     def init(self: Any, quant_config: Any) -> None:
         from adapters.nf4 import repair_dequantize
+        from server.vllm_plugin.fp32_products import widen_products
 
         stock(self, quant_config)
         repair_dequantize()
+        widen_products()
 
     return init
 
