@@ -9,8 +9,8 @@ One module a defect, each of which says what is wrong and names what it replaces
                       its products are slow, and fp32_products is faster
 
 `patches` holds the machinery: every replaced name must exist with the signature that was read, else vLLM does not
-start. On a platform that is not a CPU nothing happens. `LORAPLEX_PLUGIN=off` disables all of it, to see vLLM as it
-comes; never serve like that.
+start. On a platform that is not a CPU nothing happens. `LORAPLEX_PLUGIN=fixes` leaves out what only makes it faster,
+`LORAPLEX_PLUGIN=off` disables all of it, to see vLLM as it comes; never serve like that.
 
 vLLM logs and survives a plugin that fails to *import*, so nothing is imported here before `register` runs, and
 `is_active` lets the server see that the fixes are in (VLLM_PLUGINS may have left this plugin out).
@@ -38,7 +38,12 @@ def needed() -> bool:
     """Whether this process should be patched: on the CPU platform, unless switched off."""
     from vllm.platforms import current_platform
 
-    return bool(current_platform.is_cpu()) and os.environ.get(SWITCH, "").lower() != "off"
+    return bool(current_platform.is_cpu()) and _switch() != "off"
+
+
+def makes_faster() -> bool:
+    """Whether what only makes vLLM faster is wanted, too."""
+    return _switch() not in ("off", "fixes")
 
 
 def is_active() -> bool:
@@ -54,6 +59,10 @@ def all_patches() -> list[Patch]:
 
     modules = (no_adapter_rows, kv_zeroing, slot_clearing, four_bit_layers)
     return [patch for module in modules for patch in module.PATCHES]
+
+
+def _switch() -> str:
+    return os.environ.get(SWITCH, "").lower()
 
 
 @cache

@@ -19,11 +19,13 @@ from server.vllm_plugin.patches import Patch
 def linear_method(stock: Callable[..., None]) -> Callable[..., None]:
     def init(self: Any, quant_config: Any) -> None:
         from adapters.nf4 import repair_dequantize
+        from server.vllm_plugin import makes_faster
         from server.vllm_plugin.fp32_products import widen_products
 
         stock(self, quant_config)
         repair_dequantize()
-        widen_products()
+        if makes_faster():
+            widen_products()
 
     return init
 

@@ -1,5 +1,6 @@
-"""Each defect on the real engine, twice: vLLM as it comes must show it, vLLM with the plugin must not.
+"""Each defect on the real engine, twice: vLLM as it comes must show it, vLLM with the plugin's fixes must not.
 
+Without what only makes it faster: that rounds otherwise, and these tests compare bit for bit what they can.
 The `stock` half says when a fix can go: the day vLLM repairs a defect, its test fails, and the patch is dropped.
 Both engines (one after the other) answer the same requests; `scenarios.py` asks, these tests only compare.
 """
@@ -39,7 +40,7 @@ def adapters(demo_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "first": write_adapter(folder / "first", base, 1),
         "second": write_adapter(folder / "second", base, 2, rank=16),
         "small": write_adapter(folder / "small", base, 3, rank=4),
-        "head": write_adapter(folder / "head", base, 4, head=True),
+        "head": write_adapter(folder / "head", base, 6, head=True),
         "poison": write_adapter(folder / "poison", base, 5, poison=True),
     }
 
@@ -51,7 +52,7 @@ def stock(adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def fixed(adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Observed:
-    return observe(adapters, tmp_path_factory.mktemp("fixed"), "on")
+    return observe(adapters, tmp_path_factory.mktemp("fixed"), "fixes")
 
 
 def observe(adapters: dict[str, str], folder: Path, plugin: str) -> Observed:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from server import vllm_plugin
-from server.vllm_plugin import patches, slot_clearing
+from server.vllm_plugin import four_bit_layers, patches, slot_clearing
 from server.vllm_plugin.patches import EngineMoved, Patch
 
 pytest.importorskip("vllm")
@@ -62,6 +62,19 @@ def test_no_op_off_the_cpu_and_when_switched_off(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
     assert not vllm_plugin.needed()
     assert vllm_plugin.is_active()
+
+
+@pytest.mark.parametrize(("switch", "widened"), [(None, 1), ("on", 1), ("fixes", 0)])
+def test_the_first_four_bit_layer_repairs_always_and_widens_unless_only_fixes_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, switch: str | None, widened: int
+) -> None:
+    if switch is not None:
+        monkeypatch.setenv("LORAPLEX_PLUGIN", switch)
+    calls: list[str] = []
+    monkeypatch.setattr("adapters.nf4.repair_dequantize", lambda: calls.append("repair"))
+    monkeypatch.setattr("server.vllm_plugin.fp32_products.widen_products", lambda: calls.append("widen"))
+    four_bit_layers.linear_method(lambda layer, config: calls.append(f"stock {config}"))(object(), "config")
+    assert calls == ["stock config", "repair", "widen"][: 2 + widened]
 
 
 class Engine:
