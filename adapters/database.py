@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.exc import ArgumentError
+
+from adapters.errors import StoreError
 
 BUSY_TIMEOUT_MS = 10_000
 IMMEDIATE = "loraplex_begin_immediate"
@@ -16,7 +19,13 @@ class Database:
     """Safe to share between threads."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        try:
+            self._engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        except (ArgumentError, ImportError) as error:  # the URL itself is not shown: it may hold a password
+            raise StoreError(
+                f"the database URL cannot be used: {error}; expected sqlite:///FILE or postgresql+psycopg://..., "
+                "and the driver it names installed"
+            ) from error
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,7 @@ from server.engine.fake import FakeEngine
 from server.engine.pool import EnginePool
 from server.engine.protocol import Engine
 from server.engine.vllm import VllmEngine
+from server.errors import SettingsError
 from server.generate import Generator
 from server.keys import load_keys
 from server.lifecycle import Lifecycle
@@ -33,6 +35,7 @@ from server.telemetry import Telemetry
 
 def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None = None) -> FastAPI:
     """The application, unstarted. `build_engine` replaces the engine that the settings name (tests)."""
+    _make_data_dir(settings)
     base = find_base(settings)
     services = wire(settings, base, build_engine or engine_builder(settings, base))
     app = FastAPI(title="loraplex", lifespan=_lifespan, openapi_url=None)
@@ -49,7 +52,6 @@ def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None 
 
 def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]) -> Services:
     """Build every collaborator once."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     store = LocalStore(settings.data_dir / "adapters")
     registry = Registry(settings.registry_url)
     limits = UploadLimits(settings.max_upload_bytes, settings.max_upload_files)
@@ -61,6 +63,18 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     resolver = Resolver(registry, store, base.name)
     generator = Generator(pool, resolver, residency, lifecycle, telemetry, settings.max_request_bytes)
     return Services(settings, base, registry, ingest, pool, residency, lifecycle, generator, telemetry)
+
+
+def _make_data_dir(settings: Settings) -> None:
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"data_dir is {str(settings.data_dir)!r}, which cannot be made: {error.strerror}; choose a directory that "
+            "this user may write to"
+        ) from None
+    if not os.access(settings.data_dir, os.W_OK | os.X_OK):
+        raise SettingsError(f"data_dir is {str(settings.data_dir)!r}, which this user may not write to")
 
 
 def engine_builder(settings: Settings, base: BaseModel) -> Callable[[], Engine]:

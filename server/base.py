@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from adapters.base import BaseModel
@@ -10,6 +11,8 @@ from adapters.demo_base import prepare_demo_base
 from adapters.errors import AdapterError
 from server.errors import SettingsError
 from server.settings import Settings
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def find_base(settings: Settings) -> BaseModel:
@@ -28,7 +31,7 @@ def _directory(settings: Settings) -> Path:
     local = Path(settings.model).expanduser()
     if (local / "config.json").exists():
         return local.absolute()
-    if local.exists() or settings.model.count("/") != 1:
+    if local.exists() or not HUB_ID.fullmatch(settings.model):
         raise SettingsError(
             f"model is {settings.model!r}: no directory with a config.json there, and not a hub id (org/name) either"
         )
@@ -42,4 +45,8 @@ def _from_hub(model_id: str) -> Path:
     try:
         return Path(snapshot_download(model_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise SettingsError(f"model {model_id!r} could not be fetched from the hub: {error}") from None
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(
+            f"model {model_id!r} could not be fetched from the hub: {reason}; check the name and the connection, "
+            "or give a local directory"
+        ) from None

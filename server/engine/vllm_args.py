@@ -6,7 +6,9 @@ import os
 from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
+from typing import NoReturn
 
+from server.errors import SettingsError
 from server.settings import Settings
 
 GIB = 1 << 30
@@ -62,10 +64,15 @@ def command_line(settings: Settings, model: Path, name: str, targets: Collection
 
 
 def parse(argv: list[str]) -> Namespace:
-    """Let vLLM's own parser fill in every other argument of its serving objects."""
+    """Let vLLM's own parser fill in every other argument of its serving objects. Raises SettingsError."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    arguments: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
+    def refuse(message: str) -> NoReturn:  # argparse would print its usage and end the process
+        raise SettingsError(f"vLLM refuses its arguments: {message}; correct engine_args")
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    parser.error = refuse
+    arguments: Namespace = parser.parse_args(argv)
     validate_parsed_serve_args(arguments)
     return arguments

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import pytest
 from server.cli import main
 from server.engine.fake import FakeEngine
 from server.launch import ServerProcess, free_port, launch
+from server.listen import require_free
 from tests.server.harness import chat, said
 
 
@@ -53,6 +55,11 @@ def test_what_is_wrongly_configured_is_one_line_and_code_2(
         ["serve", "--max-lora=1"],
         ["serve", "--engine=fake", "--model", str(tmp_path)],
         ["serve", "--engine=fake", "--model", str(tmp_path / "none")],
+        ["serve", "--engine=fake", "--model", "/none"],
+        ["serve", "--engine=fake", "--model", "../none"],
+        ["serve", "--host", "nowhere.invalid", "--api-keys", "infer:k"],
+        ["serve", "--engine=fake", "--data-dir", "/proc/none"],
+        ["serve", "--engine=fake", "--data-dir", __file__],
         ["keys", "new", "--key-file", str(tmp_path / "k"), "--id", "a", "--scopes", "root"],
     ):
         assert main(arguments) == 2, arguments
@@ -60,6 +67,19 @@ def test_what_is_wrongly_configured_is_one_line_and_code_2(
         assert shown.err.startswith(f"loraplex {arguments[0]}: ")
         assert shown.err.count("\n") == 1
         assert shown.out == ""
+
+
+def test_a_port_that_is_taken_is_found_before_anything_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port), "--data-dir", str(tmp_path / "data")]) == 2
+    shown = capsys.readouterr().err
+    assert f"port {port}" in shown
+    assert "--port" in shown
+    assert not (tmp_path / "data").exists()
+    require_free("127.0.0.1", port)
 
 
 def test_a_broken_base_is_one_line_and_code_2(
@@ -70,6 +90,18 @@ def test_a_broken_base_is_one_line_and_code_2(
     assert main(["serve", "--engine=fake", "--model", str(tiny_base), "--data-dir", str(tmp_path / "data")]) == 2
     shown = capsys.readouterr().err.splitlines()
     assert "model.safetensors" in shown[-1]
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle://me:swordfish@host/db"])
+def test_a_database_that_cannot_be_used_is_one_line_and_code_2(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    monkeypatch.setattr("server.logs.configure", lambda _: None)
+    flags = ["--engine=fake", "--model", str(tiny_base), "--data-dir", str(tmp_path), "--database-url", url]
+    assert main(["serve", *flags]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert "postgresql+psycopg" in shown[-1]
+    assert "swordfish" not in shown[-1]
 
 
 def test_naming_the_command_imports_nothing_heavy() -> None:

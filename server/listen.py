@@ -1,0 +1,28 @@
+"""Whether the server's address can be listened on, asked before anything slow is started."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+
+from server.errors import SettingsError
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises SettingsError when `host` has no address here or `port` is taken; port 0 is always free.
+
+    uvicorn binds after its start-up, when the engine is loading already, and would say so only in the log.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with closing(socket.socket(family, kind, protocol)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another --host or --port, or stop what "
+            "listens there"
+        ) from None
