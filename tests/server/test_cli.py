@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from server.cli import main
 from server.engine.fake import FakeEngine
+from server.errors import SettingsError
 from server.launch import ServerProcess, free_port, launch
 from server.listen import require_free
 from tests.server.harness import chat, said
@@ -80,6 +82,18 @@ def test_a_port_that_is_taken_is_found_before_anything_is_started(
     assert "--port" in shown
     assert not (tmp_path / "data").exists()
     require_free("127.0.0.1", port)
+
+
+def test_one_address_of_a_host_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def address(*numbers: str) -> Any:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+        return lambda *_, **__: [(*kind, (number, 0)) for number in numbers]
+
+    monkeypatch.setattr(socket, "getaddrinfo", address("192.0.2.1", "127.0.0.1"))
+    require_free("both", 0)
+    monkeypatch.setattr(socket, "getaddrinfo", address("192.0.2.1"))
+    with pytest.raises(SettingsError, match="cannot listen on elsewhere"):
+        require_free("elsewhere", 0)
 
 
 def test_a_broken_base_is_one_line_and_code_2(
