@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export UV_NO_PROGRESS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo serve test test-fast check format bench docs lock clean
+.PHONY: help setup demo serve test test-fast check format bench bench-full docs lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /' | sort
@@ -50,8 +50,12 @@ format: $(READY) ## write the format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## tokens/s against stock vLLM's own server, in one run
-	$(BIN)/python -m loadtests.against_stock
+bench: $(READY)  ## load test against stock vLLM's own server, in one run
+	$(BIN)/python -m loadtests
+
+bench-full: $(READY)  ## the same with popularity, arrivals, 1,000 adapters, and more servers (an hour)
+	$(BIN)/python -m loadtests --suite full --adapters 1000 --servers stock-tuned,stock,ours-front-end,ours,ours-tuned
+	$(BIN)/python -m loadtests --suite fairness --max-loras 1 --report .cache/loadtest-fairness
 
 docs: $(READY)   ## write README's tables anew from the code
 	$(BIN)/python -m tests.contracts.tables

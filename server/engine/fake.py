@@ -120,6 +120,9 @@ class FakeEngine:
             async for word in self._decode(generation, words, stats):
                 yield f"data: {json.dumps(_chunk(generation, word + ' ', None))}\n\n"
             yield f"data: {json.dumps(_chunk(generation, '', 'stop'))}\n\n"
+            if (generation.body.get("stream_options") or {}).get("include_usage"):
+                chunk = _chunk(generation, "", None) | {"choices": [], "usage": _usage(stats)}
+                yield f"data: {json.dumps(chunk)}\n\n"
         except EngineUnavailable as error:
             yield problems.event(503, error.message, code=error.code)
         yield "data: [DONE]\n\n"
@@ -137,13 +140,15 @@ def _prompt(generation: Generation) -> str:
 def _whole(generation: Generation, text: str, stats: Stats) -> dict[str, Any]:
     chat = generation.endpoint == "chat"
     content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-    total = stats.prompt_tokens + stats.generated_tokens
-    return _envelope(generation, "chat.completion" if chat else "text_completion", content, "stop") | {
-        "usage": {
-            "prompt_tokens": stats.prompt_tokens,
-            "completion_tokens": stats.generated_tokens,
-            "total_tokens": total,
-        }
+    kind = "chat.completion" if chat else "text_completion"
+    return _envelope(generation, kind, content, "stop") | {"usage": _usage(stats)}
+
+
+def _usage(stats: Stats) -> dict[str, int]:
+    return {
+        "prompt_tokens": stats.prompt_tokens,
+        "completion_tokens": stats.generated_tokens,
+        "total_tokens": stats.prompt_tokens + stats.generated_tokens,
     }
 
 

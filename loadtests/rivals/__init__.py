@@ -1,0 +1,1 @@
+"""Servers that exist only to be compared with; each is a program of its own."""
