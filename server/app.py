@@ -21,6 +21,7 @@ from server.engine.pool import EnginePool
 from server.engine.protocol import Engine
 from server.engine.vllm import VllmEngine
 from server.errors import SettingsError
+from server.fairness import Turns
 from server.generate import Generator
 from server.keys import load_keys
 from server.lifecycle import Lifecycle
@@ -61,8 +62,15 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     lifecycle = Lifecycle(registry, ingest, residency)
     telemetry = Telemetry(settings.max_metric_adapters)
     resolver = Resolver(registry, store, base.name)
-    generator = Generator(pool, resolver, residency, lifecycle, telemetry, settings.max_request_bytes)
-    return Services(settings, base, registry, ingest, pool, residency, lifecycle, generator, telemetry)
+    turns = Turns(settings.max_loras, seats(settings), settings.adapter_turn_s, settings.max_waiting_requests)
+    generator = Generator(pool, resolver, turns, residency, lifecycle, telemetry, settings.max_request_bytes)
+    return Services(settings, base, registry, ingest, pool, turns, residency, lifecycle, generator, telemetry)
+
+
+def seats(settings: Settings) -> int:
+    """Sequences that may be in the engine at once: what it decodes together, and a few that are ready to take over
+    in the very step after one has ended."""
+    return settings.sequences + max(1, settings.sequences // 8)
 
 
 def _make_data_dir(settings: Settings) -> None:

@@ -7,7 +7,7 @@ ServerError
 ├── PermissionDenied          a known key without the scope
 ├── ModelNotFound             no base, adapter, version or alias of that name
 ├── AdapterUnavailable        the version exists, but is quarantined, draining or refused by the engine
-├── Overloaded                every place in the engine is leased; worth another try after `retry_after_s`
+├── Overloaded                too many wait, or every place is leased; worth another try after `retry_after_s`
 ├── EngineUnavailable         the engine is starting or being rebuilt; worth another try after `retry_after_s`
 └── CorruptedOutput           the engine produced NaN logits; nothing of the answer can be trusted
 

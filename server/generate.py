@@ -1,4 +1,4 @@
-"""FLOW request: resolve → lease → generate → answer. Whatever happens, the lease ends after the engine's work does.
+"""FLOW request: resolve → turn → lease → generate → answer. Whatever happens, turn and lease outlast the engine's work.
 
 The flow of `Generator.answer` is the whole story; `LeasedStream` carries it on when the answer is streamed.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -22,6 +23,7 @@ from server import problems
 from server.engine.pool import EnginePool
 from server.engine.protocol import Answer, Endpoint, Generation, Stats
 from server.errors import BadRequest, CorruptedOutput, RequestTooLarge, ServerError
+from server.fairness import BASE, Turn, Turns
 from server.lifecycle import Lifecycle
 from server.residency import Residency
 from server.resolve import Resolver, Target
@@ -38,6 +40,7 @@ class Generator:
         self,
         pool: EnginePool,
         resolver: Resolver,
+        turns: Turns,
         residency: Residency,
         lifecycle: Lifecycle,
         telemetry: Telemetry,
@@ -45,6 +48,7 @@ class Generator:
     ) -> None:
         self._pool = pool
         self._resolver = resolver
+        self._turns = turns
         self._residency = residency
         self._lifecycle = lifecycle
         self._telemetry = telemetry
@@ -58,6 +62,7 @@ class Generator:
 
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:
         async with AsyncExitStack() as held:
+            turn = await self._turn(body, target, held)
             adapter = None
             if target.version is not None:
                 assert target.path is not None
@@ -70,19 +75,38 @@ class Generator:
                 self._count(endpoint, target, problems.status_of(error), Stats())
                 await self._corrupted(error, target)
                 raise
-            held.push_async_callback(self._record, endpoint, target, answer)
+            held.push_async_callback(self._record, endpoint, target, answer, turn)
             if answer.events is None:
                 return JSONResponse(answer.body, answer.status, _headers(target))
             return LeasedStream(answer.events, held.pop_all(), _headers(target))
 
-    async def _record(self, endpoint: Endpoint, target: Target, answer: Answer) -> None:
+    async def _turn(self, body: dict[str, Any], target: Target, held: AsyncExitStack) -> Turn:
+        """Wait for this request's turn; meanwhile its adapter is loaded if there is room that nobody needs."""
+        self._pool.running()  # nobody waits for an engine that is not there
+        turn = self._turns.join(BASE if target.version is None else target.engine_name, _sequences(body))
+        held.callback(self._turns.leave, turn)
+        if turn.granted.done():
+            waited_s = 0.0
+        elif target.version is None or target.path is None:
+            waited_s = await _seconds(turn.granted)
+        else:
+            with self._residency.expected(target.engine_name, target.path):
+                waited_s = await _seconds(turn.granted)
+            await asyncio.to_thread(self._resolver.resolve, target.version.ref)  # it may have been deleted meanwhile
+        self._telemetry.waited(self._adapter(target), waited_s)
+        return turn
+
+    async def _record(self, endpoint: Endpoint, target: Target, answer: Answer, turn: Turn) -> None:
+        turn.charge(answer.stats.prompt_tokens, answer.stats.generated_tokens)
         self._count(endpoint, target, answer.status, answer.stats)
         if answer.stats.corrupted:
             await self._corrupted(CorruptedOutput("NaN logits in a stream"), target)
 
     def _count(self, endpoint: Endpoint, target: Target, status: int, stats: Stats) -> None:
-        adapter = target.version.adapter if target.version else self._resolver.base_name
-        self._telemetry.request(adapter, endpoint, status, stats)
+        self._telemetry.request(self._adapter(target), endpoint, status, stats)
+
+    def _adapter(self, target: Target) -> str:
+        return target.version.adapter if target.version else self._resolver.base_name
 
     async def _corrupted(self, error: ServerError, target: Target) -> None:
         """NaN logits: the adapter is taken out of service before it can answer again."""
@@ -144,6 +168,19 @@ def _model_of(body: dict[str, Any]) -> str:
     if not isinstance(asked, str):
         raise BadRequest(f"model is a {type(asked).__name__}, expected a string", param="model")
     return asked
+
+
+def _sequences(body: dict[str, Any]) -> int:
+    """How many sequences the engine will decode for this body; the engine itself says what is wrong with it."""
+    count, prompt = body.get("n"), body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)) else 1
+    return prompts * (count if isinstance(count, int) and count > 0 else 1)
+
+
+async def _seconds(waiting: Awaitable[Any]) -> float:
+    started = time.perf_counter()
+    await waiting
+    return time.perf_counter() - started
 
 
 def _headers(target: Target) -> dict[str, str]:

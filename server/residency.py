@@ -9,12 +9,13 @@ Knows no registry and no HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -59,6 +60,8 @@ class Residency:
         self._entries: dict[str, Resident] = {}
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._wanted: Counter[str] = Counter()
+        self._expected: Counter[str] = Counter()
+        self._prefetches: set[asyncio.Task[None]] = set()
         self._retiring: Counter[str] = Counter()
         self._ids = itertools.count(1)
         self._epoch = 0
@@ -85,6 +88,30 @@ class Residency:
             yield entry.handle
         finally:
             await asyncio.shield(self._release(entry))
+
+    @contextmanager
+    def expected(self, name: str, path: Path) -> Iterator[None]:
+        """A request for `name` stands in line while the block runs: load it now if that costs nobody anything, and
+        rather evict another adapter than this one."""
+        self._expected[name] += 1
+        try:
+            if self._has_spare_room(name):
+                task = asyncio.create_task(self._prefetch(name, path))
+                self._prefetches.add(task)  # kept: the loop holds tasks weakly
+                task.add_done_callback(self._prefetches.discard)
+            yield
+        finally:
+            _decrement(self._expected, name)
+
+    def _has_spare_room(self, name: str) -> bool:
+        """Whether a load of `name` would be news, wait for nothing, and evict nobody who is expected."""
+        if name in self._entries or name in self._loads or name in self._retiring or self._one_load.locked():
+            return False
+        return len(self._entries) < self._capacity or any(idle not in self._expected for idle in self._idle())
+
+    async def _prefetch(self, name: str, path: Path) -> None:
+        with contextlib.suppress(ServerError):  # whoever leases it tries again, and hears why
+            await self._load_shared(name, path, asyncio.get_running_loop().time() + self._wait_s)
 
     @asynccontextmanager
     async def retiring(self, name: str) -> AsyncIterator[None]:
@@ -194,7 +221,7 @@ class Residency:
 
     async def _evict_idle(self) -> None:
         while len(self._entries) > self._capacity and (idle := self._idle()):
-            oldest = min(idle, key=lambda name: self._entries[name].last_used)
+            oldest = min(idle, key=lambda name: (name in self._expected, self._entries[name].last_used))
             self.counters.evictions += 1
             await self._remove(oldest, "evicting")
 

@@ -11,6 +11,7 @@ from adapters.base import BaseModel
 from adapters.ingest import Ingest
 from adapters.registry import Registry
 from server.engine.pool import EnginePool
+from server.fairness import Turns
 from server.generate import Generator
 from server.lifecycle import Lifecycle
 from server.residency import Residency
@@ -25,6 +26,7 @@ class Services:
     registry: Registry
     ingest: Ingest
     pool: EnginePool
+    turns: Turns
     residency: Residency
     lifecycle: Lifecycle
     generator: Generator

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(default=None, ge=16)
     """Longest prompt plus answer, in tokens; by default 2048 on a CPU, the model's own limit on CUDA."""
     max_num_seqs: int | None = Field(default=None, ge=1)
-    """Most sequences decoded in one step; by default 16 on a CPU, vLLM's own on CUDA."""
+    """Most sequences decoded in one step; by default 16 on a CPU, 256 on CUDA. Further requests wait their turn."""
     kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
     """KV cache size in bytes; by default 1 GiB on a CPU, by `gpu_memory_utilization` on CUDA."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     """Largest rank that is admitted. Slots are padded to it: memory and compute grow with it."""
     adapter_wait_s: float = Field(default=60.0, gt=0)
     """How long a request waits for room when every resident adapter is in use, before it gets 429."""
+    adapter_turn_s: float = Field(default=2.0, ge=0)
+    """How long an adapter keeps its slot at least while others wait for one. Longer: fewer changes; shorter: shorter
+    waits."""
+    max_waiting_requests: int = Field(default=1024, ge=1)
+    """How many requests may wait for their turn; one more gets 429."""
 
     max_upload_bytes: int = Field(default=1 << 30, ge=1)
     """Largest upload, counted on the wire and again while unpacking."""
@@ -129,6 +134,11 @@ class Settings(BaseSettings):
     @property
     def resident_adapters(self) -> int:
         return self.max_resident_adapters or max(16, self.max_loras)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences the engine decodes together."""
+        return self.max_num_seqs or (16 if self.device == "cpu" else 256)
 
     @property
     def has_keys(self) -> bool:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from server.engine.pool import EnginePool
 from server.engine.protocol import Stats
+from server.fairness import Turns
 from server.residency import Residency
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -51,6 +52,14 @@ class Telemetry:
             registry=self._registry,
         )
 
+        self._waited = Histogram(
+            "loraplex_turn_wait_seconds",
+            "From arrival until it was the request's turn to go to the engine",
+            ["adapter"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+
     def request(self, adapter: str, endpoint: str, status: int, stats: Stats) -> None:
         """Record one finished generation. `adapter` is the registered name, or the base model's."""
         label = self._labels.of(adapter)
@@ -60,10 +69,14 @@ class Telemetry:
         if stats.ttft_s is not None:
             self._ttft.labels(label).observe(stats.ttft_s)
 
-    def page(self, pool: EnginePool, residency: Residency, max_loras: int) -> bytes:
+    def waited(self, adapter: str, seconds: float) -> None:
+        """Record how long a request stood in line before it went to the engine."""
+        self._waited.labels(self._labels.of(adapter)).observe(seconds)
+
+    def page(self, pool: EnginePool, turns: Turns, residency: Residency, max_loras: int) -> bytes:
         """vLLM's families, ours, and those read on the spot, as one Prometheus text page."""
         merged = CollectorRegistry()
-        merged.register(_Families(self._registry, _engine_families(pool), _state(pool, residency, max_loras)))
+        merged.register(_Families(self._registry, _engine_families(pool), _state(pool, turns, residency, max_loras)))
         return generate_latest(merged)
 
 
@@ -86,10 +99,11 @@ def _engine_families(pool: EnginePool) -> Iterable[Metric]:
     return pool.running().metrics() if pool.state == "ready" else ()
 
 
-def _state(pool: EnginePool, residency: Residency, max_loras: int) -> Iterator[Metric]:
+def _state(pool: EnginePool, turns: Turns, residency: Residency, max_loras: int) -> Iterator[Metric]:
     held = residency.snapshot()
     yield GaugeMetricFamily("loraplex_engine_ready", "1 when a token can be generated", float(pool.state == "ready"))
     yield CounterMetricFamily("loraplex_engine_restarts", "Engines rebuilt after a loss", pool.restarts)
+    yield GaugeMetricFamily("loraplex_requests_waiting", "Requests that wait for their turn", turns.waiting)
     yield GaugeMetricFamily("loraplex_adapters_resident", "Adapters the engine holds", len(held))
     yield GaugeMetricFamily(
         "loraplex_adapter_leases", "Requests using an adapter", sum(e.leases for e in held.values())

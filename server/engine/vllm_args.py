@@ -52,7 +52,7 @@ def command_line(settings: Settings, model: Path, name: str, targets: Collection
         "--shutdown-timeout": settings.shutdown_timeout_s,
         "--quantization": "bitsandbytes" if settings.quantization == "nf4" else None,
         "--max-model-len": settings.max_model_len or (2048 if settings.device == "cpu" else None),
-        "--max-num-seqs": settings.max_num_seqs or (16 if settings.device == "cpu" else None),
+        "--max-num-seqs": settings.sequences,
         "--kv-cache-memory-bytes": settings.kv_cache_memory_bytes or (GIB if settings.device == "cpu" else None),
         "--gpu-memory-utilization": settings.gpu_memory_utilization if settings.device == "cuda" else None,
     }

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from server import generate
 from server.engine.fake import FakeEngine
 from server.engine.protocol import Answer, Generation
 from server.errors import CorruptedOutput
@@ -307,3 +308,106 @@ def test_a_connection_cut_in_the_body_is_no_error_of_the_server(live_server: Ser
         time.sleep(0.02)
     assert b"Traceback" not in written
     assert b"unhandled" not in written
+
+
+@pytest.fixture
+def narrow(tiny_base: Path, tmp_path: Path) -> World:
+    """One slot, one sequence at a time (and one that is ready to take over), 20 ms a token."""
+    limits = {"max_loras": 1, "max_num_seqs": 1, "adapter_turn_s": 0.05, "max_waiting_requests": 12}
+    return world(tiny_base, tmp_path / "narrow", token_s=0.02, **limits)
+
+
+async def _finished(exchange: Exchange) -> float:
+    """The time at which it was answered; it must be a success."""
+    await exchange.start()
+    assert exchange.status == 200, exchange.text
+    return time.monotonic()
+
+
+async def test_a_flood_for_one_adapter_does_not_starve_another(narrow: World) -> None:
+    ingest(narrow, "flood", 1)
+    ingest(narrow, "quiet", 2)
+    async with narrow.running():
+        flood = [asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("flood")))) for _ in range(10)]
+        await until(lambda: narrow.services.turns.waiting == 8)
+        await asyncio.sleep(0.1)
+        quiet = await _finished(Exchange(narrow.app, CHAT, chat("quiet")))
+
+        ends = await asyncio.gather(*flood)
+    assert sum(end > quiet for end in ends) >= 4, "it did not wait for the flood to end"
+    assert narrow.services.turns.waiting == 0
+
+
+async def test_the_adapter_of_a_waiting_request_is_loaded_before_its_turn(narrow: World) -> None:
+    ingest(narrow, "running", 1)
+    waiting = ingest(narrow, "waiting", 2)
+    async with narrow.running():
+        first = asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("running", "word " * 30))))
+        await until(lambda: leases(narrow) == 1)
+        second = asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("waiting"))))
+        await until(lambda: waiting in narrow.services.residency.snapshot())
+        assert narrow.services.turns.waiting == 1
+        await asyncio.gather(first, second)
+
+
+async def test_leaving_the_line_makes_way_and_loads_nothing_further(narrow: World) -> None:
+    ingest(narrow, "a", 1)
+    async with narrow.running():
+        served = [asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("a")))) for _ in range(2)]
+        await until(lambda: narrow.engine.running == 2)
+        leaving = Exchange(narrow.app, CHAT, chat("a"))
+        task = leaving.start()
+        await until(lambda: narrow.services.turns.waiting == 1)
+        leaving.leave()
+        await task
+        assert narrow.services.turns.waiting == 0
+        await asyncio.gather(*served)
+    assert narrow.engine.aborted == 0
+
+
+async def test_a_version_deleted_while_a_request_waits_for_it_is_said_to_be_gone(narrow: World) -> None:
+    ingest(narrow, "running", 1)
+    ingest(narrow, "doomed", 2)
+    async with narrow.running():
+        first = asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("running", "word " * 30))))
+        await until(lambda: leases(narrow) == 1)
+        second = Exchange(narrow.app, CHAT, chat("doomed"))
+        task = second.start()
+        await until(lambda: narrow.services.turns.waiting == 1)
+        deleting = Exchange(narrow.app, "/v1/adapters/doomed", {}, "DELETE")
+        await deleting.start()
+        assert deleting.status in (200, 202)
+        await first
+        await task
+    assert second.status in (404, 409), second.text
+    assert json.loads(second.text)["error"]["code"] in ("model_not_found", "adapter_draining")
+
+
+async def test_too_many_waiting_requests_are_told_to_come_back(narrow: World) -> None:
+    async with narrow.running():
+        many = [Exchange(narrow.app, CHAT, chat("tiny", "word " * 10)) for _ in range(16)]
+        await asyncio.gather(*[exchange.start() for exchange in many])
+
+    refused = [exchange for exchange in many if exchange.status == 429]
+    assert len(refused) == 2, "two run, twelve wait"
+    headers = dict(refused[0].messages[0]["headers"])
+    assert headers[b"retry-after"] == b"1"
+    assert "max_waiting_requests" in refused[0].text
+    assert sum(exchange.status == 200 for exchange in many) == 14
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, 1),
+        ({"n": 3}, 3),
+        ({"n": "many"}, 1),
+        ({"prompt": "one"}, 1),
+        ({"prompt": ["one", "two"], "n": 2}, 4),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": [[1, 2], [3]]}, 2),
+        ({"prompt": []}, 1),
+    ],
+)
+def test_a_request_takes_a_seat_for_every_sequence(body: dict[str, Any], expected: int) -> None:
+    assert generate._sequences(body) == expected

@@ -158,6 +158,57 @@ async def test_a_user_that_fails_gives_the_lease_back(residing: Residing, files:
     assert residency.snapshot()["a"].leases == 0
 
 
+async def test_an_expected_adapter_is_loaded_before_it_is_leased(
+    residing: Residing, files: Files, engine: FakeEngine
+) -> None:
+    residency = residing()
+    with residency.expected("a", files("a")), residency.expected("a", files("a")):
+        await until(lambda: names(residency) == ["a"])
+        async with residency.lease("a", files("a")):
+            assert engine.loads == ["a"]
+
+
+async def test_expecting_evicts_who_is_idle_but_nobody_who_is_used_or_expected_too(
+    residing: Residing, files: Files, engine: FakeEngine
+) -> None:
+    residency = residing(capacity=2)
+    await touch(residency, files, "idle", "b")
+    async with residency.lease("b", files("b")):
+        with residency.expected("a", files("a")):
+            await until(lambda: names(residency) == ["a", "b"])
+            with residency.expected("c", files("c")):
+                await asyncio.sleep(0.02)
+                assert names(residency) == ["a", "b"]
+
+
+async def test_expecting_does_not_stand_in_the_way_of_a_lease(residing: Residing, files: Files) -> None:
+    residency = residing(capacity=1, wait_s=0.5)
+    with residency.expected("a", files("a")):
+        await until(lambda: names(residency) == ["a"])
+        async with residency.lease("b", files("b")), residency.lease("c", files("c")):
+            assert names(residency) == ["b", "c"]
+
+
+async def test_expected_adapters_are_evicted_last(residing: Residing, files: Files) -> None:
+    residency = residing(capacity=2)
+    await touch(residency, files, "older", "newer")
+    with residency.expected("older", files("older")):
+        await touch(residency, files, "another")
+        assert names(residency) == ["another", "older"]
+
+
+async def test_an_expected_adapter_that_the_engine_refuses_is_an_error_of_its_lease_only(
+    residing: Residing, tmp_path: Path
+) -> None:
+    residency = residing()
+    (tmp_path / "bad").mkdir()
+    with residency.expected("bad", tmp_path / "bad"):
+        await until(lambda: residency.counters.failures == 1)
+    with pytest.raises(AdapterUnavailable):
+        async with residency.lease("bad", tmp_path / "bad"):
+            pass
+
+
 async def test_idle_adapters_stay_up_to_the_capacity(residing: Residing, files: Files, engine: FakeEngine) -> None:
     residency = residing(capacity=2)
     await touch(residency, files, "a", "b")
@@ -483,6 +534,9 @@ async def test_random_traffic_breaks_no_rule(seed: int, files: Files, tmp_path: 
 
     async def use(name: str) -> None:
         nonlocal answered
+        if chance.random() < 0.5:
+            with residency.expected(name, paths[name]):
+                await asyncio.sleep(chance.random() / 100)
         async with residency.lease(name, paths[name]) as handle:
             assert handle.name == name
             engine.in_use[handle.int_id] += 1
