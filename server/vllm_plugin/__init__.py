@@ -1,12 +1,13 @@
 """Loaded by vLLM itself in the API, engine and worker processes (`vllm.general_plugins`): defects fixed on the CPU.
 
-One module a defect, each of which says what is wrong and names what it replaces:
+One module a defect or a slow path, each of which says what is wrong and names what it replaces:
 
     no_adapter_rows   a request without an adapter is computed with a neighbour's, or with an unloaded one
     kv_zeroing        NaN left in freed KV blocks poisons whoever gets the block next
     slot_clearing     the weights of a removed adapter stay in their slot
     four_bit_layers   bitsandbytes dequantises some NF4 shapes wrongly; where the CPU has no bf16 instructions
                       its products are slow, and fp32_products is faster
+    fused_lora        the adapters' matrices are gathered anew for every token
 
 `patches` holds the machinery: every replaced name must exist with the signature that was read, else vLLM does not
 start. On a platform that is not a CPU nothing happens. `LORAPLEX_PLUGIN=fixes` leaves out what only makes it faster,
@@ -55,9 +56,10 @@ def is_active() -> bool:
 
 def all_patches() -> list[Patch]:
     """Everything that is replaced in vLLM and its bitsandbytes plugin, in no particular order."""
-    from server.vllm_plugin import four_bit_layers, kv_zeroing, no_adapter_rows, slot_clearing
+    from server.vllm_plugin import four_bit_layers, fused_lora, kv_zeroing, no_adapter_rows, slot_clearing
 
-    modules = (no_adapter_rows, kv_zeroing, slot_clearing, four_bit_layers)
+    fixes = (no_adapter_rows, kv_zeroing, slot_clearing, four_bit_layers)
+    modules = (*fixes, fused_lora) if makes_faster() else fixes
     return [patch for module in modules for patch in module.PATCHES]
 
 

@@ -36,16 +36,6 @@ def update_metadata(stock: Callable[..., None]) -> Callable[..., None]:
     return update_metadata
 
 
-def add_lora_linear(stock: Callable[..., None]) -> Callable[..., None]:
-    """Only saves the buffers that vLLM allocates before it finds that there is nothing to do."""
-
-    def add_lora_linear(self: Any, *arguments: Any, **more: Any) -> None:
-        if not self.token_rows.none:
-            stock(self, *arguments, **more)
-
-    return add_lora_linear
-
-
 def apply_shrink(stock: Callable[..., None]) -> Callable[..., None]:
     def apply_shrink(self: Any, y: torch.Tensor, x: torch.Tensor, w_t_all: torch.Tensor, scale: float) -> None:
         if self.token_rows.every:
@@ -147,12 +137,6 @@ PATCHES = (
         "update_metadata",
         ("self", "mapping", "lora_index_to_id", "max_loras", "vocab_size", "kwargs"),
         update_metadata,
-    ),
-    Patch(
-        WRAPPER,
-        "add_lora_linear",
-        ("self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "output_slices", "buffer", "kwargs"),
-        add_lora_linear,
     ),
     Patch(WRAPPER, "_apply_shrink", ("self", "y", "x", "w_t_all", "scale"), apply_shrink),
     Patch(

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.server.vllm_plugin.layers import SLOTS, wrapper
+
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("patched_vllm")
 
-SLOTS, RANK, INPUTS = 3, 4, 6
+RANK, INPUTS = 4, 6
 WIDTHS = (5, 2)  # the output slices of a fused layer such as qkv
 SCALE = 0.5
 
 slots = st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=9)
-
-
-def wrapper(token_slots: list[int], *, prefill: bool = True, sampler_slots: list[int] | None = None) -> Any:
-    """vLLM's wrapper after `update_metadata` for these rows; adapter 10 + n lies in slot n."""
-    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-
-    def ids(slots: list[int]) -> tuple[int, ...]:
-        return tuple(10 + slot if slot >= 0 else 0 for slot in slots)
-
-    made = PunicaWrapperCPU(64, 64, torch.device("cpu"))
-    mapping = SimpleNamespace(
-        index_mapping=ids(token_slots),
-        prompt_mapping=ids(token_slots if sampler_slots is None else sampler_slots),
-        is_prefill=prefill,
-    )
-    made.update_metadata(mapping, [10 + slot for slot in range(SLOTS)], SLOTS + 1, 100)
-    return made
 
 
 def weights(*size: int) -> Any:
@@ -122,11 +106,10 @@ def test_every_method_of_the_wrapper_is_known() -> None:
     """A method that is new may call the kernels with slot -1: read it, then list it here."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    replaced = {"update_metadata", "add_lora_linear", "_apply_shrink", "_apply_expand"}
-    replaced |= {"add_lora_embedding", "add_lora_logits"}
+    replaced = {"update_metadata", "_apply_shrink", "_apply_expand", "add_lora_embedding", "add_lora_logits"}
     only_called_by_replaced = {"_shrink_prefill", "_shrink_decode", "_expand_prefill", "_expand_decode"}
     only_called_by_replaced |= {"_expand_slice_prefill", "_expand_slice_decode"}
-    call_replaced_or_right = {"__init__", "add_shrink", "add_expand", "apply_lora_full_linear"}
+    call_replaced_or_right = {"__init__", "add_shrink", "add_expand", "add_lora_linear", "apply_lora_full_linear"}
     found = {name for name, value in vars(PunicaWrapperCPU).items() if callable(value)}
     assert found == replaced | only_called_by_replaced | call_replaced_or_right
 
