@@ -42,7 +42,9 @@ class ServerResult:
 
     def values(self, scenario: Scenario, slo: Slo) -> list[float]:
         """The figure that `scenario` compares, of each repetition."""
-        return [MEASURES[scenario.measure](self._figures(scenario, each, slo)) for each in self.outcomes[scenario.name]]
+        return [
+            MEASURES[scenario.measure](self._figures(scenario, each, slo)) for each in self.outcomes[scenario.source]
+        ]
 
     def _figures(self, scenario: Scenario, outcomes: Sequence[Outcome], slo: Slo) -> Figures:
         return Figures.of([one for one in outcomes if scenario.of in (None, one.model)], slo)
@@ -86,16 +88,18 @@ def measure(name: str, setup: Setup, plan: Plan, generator: LoadGenerator) -> Se
         answers = Lengths(plan.dials.tokens, plan.dials.tokens)
         at_once = Workload(tuple(plan.dials.adapters[:1]), 8, PROMPT, answers, concurrency=8)
         plan.calibrate(generator.replay(make_trace(at_once, 0), server.url))
-        scenarios = plan.scenarios
+        scenarios = [scenario for scenario in plan.scenarios if scenario.workloads]
         with Progress(console=console) as progress:
             task = progress.add_task(name, total=len(scenarios) * (1 + plan.repetitions))
             for scenario in scenarios:
                 progress.update(task, description=f"{name}: {scenario.title}")
                 replays = []
-                for seed in range(1 + plan.repetitions):  # seed 0 warms up
-                    replays.append(generator.replay(scenario.trace(seed), server.url))
+                for seed in range(1 + plan.repetitions):
+                    trace = scenario.trace(seed)
+                    if seed or trace.concurrency:  # seed 0 warms up; what arrives over minutes does without
+                        replays.append(generator.replay(trace, server.url))
                     progress.advance(task)
-                result.outcomes[scenario.name] = replays[1:]
+                result.outcomes[scenario.name] = replays[-plan.repetitions :]
         result.memory_mb = server.memory_mb
         return result
 

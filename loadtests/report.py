@@ -47,7 +47,7 @@ def write_report(
         _image(_bars(rows, results)),
         _relations(relations),
     ]
-    for scenario in scenarios:
+    for scenario in (each for each in scenarios if each.workloads):
         parts += [f"<h2>{html.escape(scenario.title)}</h2>", _scenario(scenario, results, slo)]
         parts.append(_image(_timeline(scenario, results)))
     page = directory / "index.html"

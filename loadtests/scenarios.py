@@ -15,13 +15,22 @@ PROMPT = Lengths(32, 32)
 
 @dataclass(frozen=True)
 class Scenario:
-    """Workloads sent at the same time, and the figure that is compared, of `of` alone where it names a model."""
+    """Workloads sent at the same time, and the figure that is compared, of `of` alone where it names a model.
+
+    Without workloads of its own it is another figure of the scenario `seen_in`.
+    """
 
     name: str
     title: str
     workloads: tuple[Workload, ...]
     measure: Measure = "decode tokens/s"
     of: str | None = None
+    seen_in: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The scenario whose answers the figure is taken from."""
+        return self.seen_in or self.name
 
     def trace(self, seed: int) -> Trace:
         traces = [make_trace(workload, seed) for workload in self.workloads]
@@ -84,7 +93,7 @@ def fairness(dials: Dials) -> list[Scenario]:
     return [
         Scenario("quiet", "a quiet adapter, alone", (few,), "TTFT p99", quiet),
         Scenario("flooded", "the quiet adapter beside a flood", (few, flood), "TTFT p99", quiet),
-        Scenario("flood", "everything of that", (few, flood), "tokens/s"),
+        Scenario("flood", "flood and quiet adapter together", (), "tokens/s", seen_in="flooded"),
     ]
 
 

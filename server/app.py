@@ -14,7 +14,7 @@ from adapters.registry import Registry
 from adapters.store import LocalStore
 from adapters.upload import UploadLimits
 from server import problems
-from server.base import find_base
+from server.base import find_base, weights_of
 from server.engine import vllm_args
 from server.engine.fake import FakeEngine
 from server.engine.pool import EnginePool
@@ -91,8 +91,7 @@ def engine_builder(settings: Settings, base: BaseModel) -> Callable[[], Engine]:
         return lambda: FakeEngine(base.name, capacity=settings.resident_adapters + 1)
     vllm_args.prepare_environment(settings)
     targets = {module.rpartition(".")[2] for module in base.modules}
-    argv = vllm_args.command_line(settings, base.path, base.name, targets)
-    return lambda: VllmEngine(argv)
+    return lambda: VllmEngine(lambda: vllm_args.command_line(settings, weights_of(settings, base), base.name, targets))
 
 
 @asynccontextmanager

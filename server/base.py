@@ -1,16 +1,22 @@
-"""Which base model to serve: the `model` setting → a local directory, described. Fetches nothing by surprise."""
+"""Which base model to serve: the `model` setting → a local directory, described; and which weights to load for it."""
 
 from __future__ import annotations
 
+import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+from adapters import prequantized
 from adapters.base import BaseModel
 from adapters.demo_base import NAME as DEMO_NAME
 from adapters.demo_base import prepare_demo_base
 from adapters.errors import AdapterError
 from server.errors import SettingsError
 from server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
@@ -23,6 +29,33 @@ def find_base(settings: Settings) -> BaseModel:
         return BaseModel.read(path, name=name, cache_dir=settings.data_dir / "fingerprints")
     except AdapterError as error:
         raise SettingsError(f"model is {settings.model!r}: {error}") from None
+
+
+def weights_of(settings: Settings, base: BaseModel) -> Path:
+    """The directory that the engine loads: the base in NF4 where it can be kept so, made now if need be, else the base.
+
+    Minutes for a large base, once. A disk that is full costs the time it would have saved, not the start.
+    """
+    if not _can_be_kept(settings, base):
+        return base.path
+    place = prequantized.place(base, settings.data_dir / "quantized")
+    if not prequantized.is_there(place):
+        log.info("keeping the base in NF4, once", extra={"path": str(place)})
+        arguments = (base.path, place, settings.data_dir / "fingerprints")
+        command = [sys.executable, "-m", "adapters.prequantized", *map(str, arguments)]
+        made = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if made.returncode:
+            log.warning("the base in NF4 cannot be kept", extra={"reason": made.stderr.strip()[-500:]})
+            return base.path
+    return place
+
+
+def _can_be_kept(settings: Settings, base: BaseModel) -> bool:
+    if settings.quantization != "nf4" or not settings.cache_quantized:
+        return False
+    if any(argument.startswith(("--tensor-parallel-size", "-tp")) for argument in settings.engine_args):
+        return False  # vLLM does not split a model over devices that is quantised already
+    return prequantized.can_be_prequantized(base)
 
 
 def _directory(settings: Settings) -> Path:

@@ -62,6 +62,8 @@ class Settings(BaseSettings):
 
     quantization: Literal["nf4", "none"] = "nf4"
     """How the base's linear layers are held: 4-bit NormalFloat through bitsandbytes, or as they are on disk."""
+    cache_quantized: bool = True
+    """Keep the base in NF4 under `data_dir` (about 0.6 bytes a weight), so that only the first start quantises it."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Compute type, and storage type of everything that is not quantised."""
     max_model_len: int | None = Field(default=None, ge=16)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -34,10 +34,10 @@ RESERVED_FIELDS = (
 
 
 class VllmEngine:
-    """One AsyncLLM with LoRA. `argv` are `vllm serve` arguments (see vllm_args.command_line)."""
+    """One AsyncLLM with LoRA. `argv` gives `vllm serve` arguments (see vllm_args.command_line); it may take a while."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
-        self._argv = list(argv)
+    def __init__(self, argv: Callable[[], Sequence[str]]) -> None:
+        self._argv = argv
         self._engine: Any = None
         self._building: asyncio.Future[Any] | None = None
         self._serving: Any = None
@@ -52,7 +52,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         started = time.perf_counter()
-        arguments = await asyncio.to_thread(vllm_args.parse, self._argv)
+        arguments = await asyncio.to_thread(lambda: vllm_args.parse(list(self._argv())))
         self._building = asyncio.ensure_future(asyncio.to_thread(self._build, arguments))
         self._engine = await asyncio.shield(self._building)
         self._serving = await self._wire(arguments)

@@ -81,7 +81,7 @@ def _vllm(root: Path, demo_base: Path) -> Subject:
     settings = Settings(model=str(demo_base), kv_cache_memory_bytes=300_000_000, max_loras=2)
     vllm_args.prepare_environment(settings)
     targets = {module.rpartition(".")[2] for module in base.modules}
-    engine = VllmEngine(vllm_args.command_line(settings, demo_base, NAME, targets))
+    engine = VllmEngine(lambda: vllm_args.command_line(settings, demo_base, NAME, targets))
     adapter = write_adapter(root / "adapter", base, rank=8, seed=1)
     return Subject(engine, adapter, lambda: len(engine._engine.output_processor.request_states))
 
@@ -267,7 +267,7 @@ class TestContract:
     [
         FakeEngine,
         pytest.param(
-            lambda: VllmEngine([]), marks=[pytest.mark.engine, pytest.mark.filterwarnings("ignore")], id="VllmEngine"
+            lambda: VllmEngine(list), marks=[pytest.mark.engine, pytest.mark.filterwarnings("ignore")], id="VllmEngine"
         ),
     ],
 )
