@@ -68,7 +68,7 @@ def _plan(arguments: argparse.Namespace, base: BaseModel) -> Plan:
     adapters = [f"bench-{number:0{width}}" for number in range(1, arguments.adapters + 1)]
     dials = Dials(base.name, adapters, arguments.tokens, 0.0)
     unused = [f"unused-{number}" for number in range(1, UNUSED + 1)]
-    return Plan(arguments.suite, dials, arguments.repetitions, unused, arguments.rate)
+    return Plan(arguments.suite, dials, arguments.repetitions, unused, arguments.rate, arguments.only)
 
 
 def _print(results: list[ServerResult], found: list[Row], relations: dict[str, dict[str, Interval]]) -> None:
@@ -125,6 +125,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         default=["stock-tuned", "ours"],
         help=f"names with commas, compared with the first: {', '.join(SERVERS)} (default: stock-tuned,ours)",
     )
+    parser.add_argument("--only", default="", help="names of scenarios with commas (default: all of the suite)")
     parser.add_argument("--adapters", type=int, default=8, help="registered adapters (default: 8)")
     parser.add_argument(
         "--ranks", type=_ranks, default=[8], help="their ranks in turn, for example 4,8,16 (default: 8)"
@@ -140,6 +141,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, default=Path(".cache/loadtest"), help="where the page goes")
     arguments = parser.parse_args(argv)
     arguments.given = sys.argv[1:] if argv is None else argv
+    arguments.only = [name for name in arguments.only.split(",") if name]
+    known = [scenario.name for scenario in SUITES[arguments.suite](Dials("", [str(n) for n in range(8)], 1, 1.0))]
+    if unknown := [name for name in arguments.only if name not in known]:
+        parser.error(f"--only names {unknown[0]!r}, but the suite {arguments.suite} has {', '.join(known)}")
     if arguments.adapters < 8:
         parser.error(f"--adapters is {arguments.adapters}, but the suites need at least 8")
     return arguments

@@ -60,11 +60,14 @@ class Plan:
     unused: Sequence[str]
     """Adapters whose first use is timed before anything else."""
     rate: float | None = None
+    only: Sequence[str] = ()
+    """Names of the scenarios that are wanted; all of the suite when empty."""
 
     @property
     def scenarios(self) -> list[Scenario]:
         assert self.rate is not None
-        return SUITES[self.suite](replace(self.dials, rate=self.rate))
+        found = SUITES[self.suite](replace(self.dials, rate=self.rate))
+        return [each for each in found if not self.only or each.name in self.only or each.seen_in in self.only]
 
     def calibrate(self, outcomes: Sequence[Outcome]) -> None:
         """Open loops at 60 % of what eight clients at once got."""
@@ -136,7 +139,7 @@ def related(
             result.values(by_name[relation.scenario], slo), result.values(by_name[relation.reference], slo)
         )
         for relation in relations
-        if relation.scenario in by_name
+        if relation.scenario in by_name and relation.reference in by_name
     }
     if result.first_use_ttft_s:
         found["first use of an adapter / second, TTFT"] = ratio(result.first_use_ttft_s, result.second_use_ttft_s)

@@ -176,7 +176,8 @@ def _bars(rows: Sequence[Row], results: Sequence[ServerResult]) -> bytes:
     axes.set_yticks(np.arange(len(shown)) + 0.4 - thickness / 2, [row.title for row in shown])
     axes.invert_yaxis()
     axes.set_xlabel("tokens/s")
-    axes.legend()
+    axes.margins(x=0.15)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(results), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 
@@ -197,7 +198,7 @@ def _timeline(scenario: Scenario, results: Sequence[ServerResult]) -> bytes:
             right.plot([one.start_s + one.ttft_s, one.end_s], [y, y], color=color, lw=1.5)
     left.set(xlabel="TTFT, s", ylabel="share of requests", ylim=(0, 1.02))
     left.set_xlim(left=0)
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="lower right")
     right.set_yticks(np.arange(len(results)) + 0.4, [result.name for result in results])
     right.invert_yaxis()
     right.set(xlabel="s; grey until the first token, then a colour a model")

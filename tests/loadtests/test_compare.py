@@ -27,7 +27,18 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fakes")
 def test_two_servers_under_the_same_traces(demo_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--servers", "ours-one,ours-two", "--repetitions", "2", "--tokens", "4", "--suite", "fairness"]
+    flags = [
+        "--servers",
+        "ours-one,ours-two",
+        "--repetitions",
+        "2",
+        "--tokens",
+        "4",
+        "--suite",
+        "fairness",
+        "--only",
+        "quiet,flooded",
+    ]
     flags += ["--rate", "40", "--model", str(demo_base), "--data-dir", str(tmp_path / "data")]
 
     assert main([*flags, "--report", str(tmp_path / "report")]) == 0
@@ -57,6 +68,7 @@ def test_two_servers_under_the_same_traces(demo_base: Path, tmp_path: Path, caps
     [
         (["--servers", "ours,theirs"], "unknown server 'theirs'"),
         (["--adapters", "3"], "at least 8"),
+        (["--only", "base-1,base-2"], "base-1, base-8, adapter-1"),
         (["--ranks", "8,64"], "expected 1 to 16"),
     ],
 )
