@@ -73,11 +73,11 @@ def _plan(arguments: argparse.Namespace, base: BaseModel) -> Plan:
 
 def _print(results: list[ServerResult], found: list[Row], relations: dict[str, dict[str, Interval]]) -> None:
     reference, *others = [result.name for result in results]
-    table = Table(title="mean (95 % confidence interval)")
+    table = Table(title="means; ratios with their 95 % confidence intervals")
     for heading in ("", "figure", reference, *others, *(f"{name} / {reference}" for name in others)):
         table.add_column(heading, justify="right" if heading else "left")
     for row in found:
-        figures = [compared(row.figures[name], row.measure) for name in (reference, *others)]
+        figures = [compared(row.figures[name], row.measure, bounds=False) for name in (reference, *others)]
         table.add_row(row.title, row.measure, *figures, *(interval(row.ratios[name], 2) for name in others))
     console = Console()
     console.print(table)

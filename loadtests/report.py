@@ -55,18 +55,18 @@ def write_report(
     return page
 
 
-def interval(value: Interval, digits: int = 1) -> str:
+def interval(value: Interval, digits: int = 1, *, bounds: bool = True) -> str:
     """`12.3 (11.9 to 12.7)`; the bounds are left out where nothing is known of them."""
     mean = f"{value.mean:.{digits}f}"
-    known = value.high > value.low
+    known = bounds and value.high > value.low
     return f"{mean} ({max(0.0, value.low):.{digits}f} to {value.high:.{digits}f})" if known else mean
 
 
-def compared(value: Interval, measure: str) -> str:
+def compared(value: Interval, measure: str, *, bounds: bool = True) -> str:
     """A compared figure in the unit that its scale asks for."""
     if not measure.startswith("TTFT"):
-        return interval(value)
-    return interval(Interval(1e3 * value.mean, 1e3 * value.low, 1e3 * value.high), 0) + " ms"
+        return interval(value, bounds=bounds)
+    return interval(Interval(1e3 * value.mean, 1e3 * value.low, 1e3 * value.high), 0, bounds=bounds) + " ms"
 
 
 def _plain(
