@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +70,8 @@ class Trace:
     requests: tuple[Request, ...]
     concurrency: int | None
     """Most requests in flight (closed loop), or None."""
-    seed: int
+    number: int
+    """Tells one trace from another: no prompt of one is in a prefix cache because of another."""
 
     def write(self, path: Path) -> None:
         """One JSON object a line, for the `timed_trace` data set of vLLM's generator.
@@ -79,7 +81,7 @@ class Trace:
         chunks = max(-(-request.input_tokens // CHUNK_TOKENS) for request in self.requests)
         with path.open("w") as file:
             for number, request in enumerate(self.requests):
-                first = (self.seed * len(self.requests) + number) * chunks
+                first = (self.number << 24) + number * chunks
                 line = {
                     "timestamp": request.at_s,
                     "input_length": request.input_tokens,
@@ -99,13 +101,13 @@ def make_trace(workload: Workload, seed: int) -> Trace:
         workload.output_tokens.draw(random, count),
         strict=True,
     )
-    return Trace(tuple(Request(*each) for each in fields), workload.concurrency, seed)
+    return Trace(tuple(Request(*each) for each in fields), workload.concurrency, crc32(f"{workload} {seed}".encode()))
 
 
 def together(*traces: Trace) -> Trace:
     """Several traces at once, as one (open loops only)."""
     requests = sorted((request for trace in traces for request in trace.requests), key=lambda request: request.at_s)
-    return Trace(tuple(requests), None, traces[0].seed)
+    return Trace(tuple(requests), None, traces[0].number)
 
 
 def zipf_weights(count: int, exponent: float) -> npt.NDArray[np.float64]:

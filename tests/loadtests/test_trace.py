@@ -74,7 +74,13 @@ def test_traces_put_together_stay_in_order_of_time() -> None:
     assert all(a.at_s <= b.at_s for a, b in pairwise(both.requests))
 
 
-def test_no_two_prompts_of_a_file_share_a_chunk_nor_do_two_seeds(tmp_path: Path) -> None:
+def test_every_workload_and_seed_has_prompts_of_its_own() -> None:
+    made = [make_trace(workload, seed) for workload in (OPEN, replace(OPEN, requests=9)) for seed in (0, 1)]
+
+    assert len({trace.number for trace in made}) == 4
+
+
+def test_no_two_prompts_of_a_file_share_a_chunk_nor_do_two_traces(tmp_path: Path) -> None:
     requests = tuple(Request(0.5 * number, "a", length, 9) for number, length in enumerate((1, 16, 17, 100)))
     ids: list[int] = []
     for seed in (0, 1, 2):
