@@ -1,6 +1,6 @@
 """Compare servers under the same load: `python -m loadtests --help`.
 
-    python -m loadtests                                  ours against stock vLLM, two minutes of load
+    python -m loadtests                                  ours against stock vLLM on every core
     python -m loadtests --suite full --adapters 1000     popularity, arrivals, many adapters
     python -m loadtests --suite fairness --max-loras 1   a quiet adapter beside a flood
 
