@@ -43,7 +43,7 @@ class BaseModel:
         path = Path(path)
         try:
             config = _read_object(path / CONFIG)
-            shards = _shards(path)
+            shards = shards_of(path)
             tensors = _tensors(shards)
             modules = _modules(tensors)
             identity = _identity(tensors, config, [path / CONFIG, *shards], cache_dir)
@@ -69,7 +69,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _shards(path: Path) -> list[Path]:
+def shards_of(path: Path) -> list[Path]:
+    """The safetensors files of a model directory. Raises ValueError for an index that makes no sense, or OSError."""
     if not (path / INDEX).is_file():
         return [path / SINGLE]
     weight_map = _read_object(path / INDEX).get("weight_map")

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
 
-from adapters.base import CONFIG, INDEX, PACKED_STATE, SINGLE, WEIGHT, BaseModel
+from adapters.base import CONFIG, INDEX, PACKED_STATE, SINGLE, WEIGHT, BaseModel, shards_of
+from adapters.safetensors_header import read_header
 from adapters.staging import staged
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ def prequantize(base: BaseModel, destination: Path) -> None:
 
 def can_be_prequantized(base: BaseModel) -> bool:
     """Not where it is quantised already, nor where weights of three dimensions (fused experts) would be left."""
-    shards = _shards(base.path)
     config = json.loads((base.path / CONFIG).read_text())
     return "quantization_config" not in config and all(
-        len(shape) <= 2 and PACKED_STATE not in name for shard in shards for name, shape in _shapes(shard)
+        len(span.shape) <= 2 and PACKED_STATE not in name
+        for shard in shards_of(base.path)
+        for name, span in read_header(shard).items()
     )
 
 
@@ -61,7 +63,7 @@ def _quantise_shards(base: BaseModel, staging: Path) -> None:
     from safetensors.torch import save_file
 
     weights = {module + WEIGHT for module in base.modules}
-    shards = _shards(base.path)
+    shards = shards_of(base.path)
     weight_map: dict[str, str] = {}
     written = 0
     for shard in track(shards, "base: to NF4, once", console=Console(file=sys.stderr), transient=True):
@@ -110,19 +112,6 @@ def _copy_small_files(source: Path, staging: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and path.name not in (CONFIG, INDEX):
             shutil.copyfile(path, staging / path.name)
-
-
-def _shards(path: Path) -> list[Path]:
-    if not (path / INDEX).is_file():
-        return [path / SINGLE]
-    weight_map: dict[str, str] = json.loads((path / INDEX).read_text())["weight_map"]
-    return [path / name for name in sorted(set(weight_map.values()))]
-
-
-def _shapes(shard: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
-    from adapters.safetensors_header import read_header
-
-    return [(name, span.shape) for name, span in read_header(shard).items()]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """Compare servers under the same load: `python -m loadtests --help`.
 
-    python -m loadtests                                  ours against stock vLLM on every core
+    python -m loadtests                                  ours against stock vLLM, both on every core
     python -m loadtests --suite full --adapters 1000     popularity, arrivals, many adapters
     python -m loadtests --suite fairness --max-loras 1   a quiet adapter beside a flood
 
@@ -122,8 +122,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--servers",
         type=_servers,
-        default=["stock-tuned", "ours"],
-        help=f"names with commas, compared with the first: {', '.join(SERVERS)} (default: stock-tuned,ours)",
+        default=["stock-tuned", "ours-tuned"],
+        help=f"names with commas, compared with the first: {', '.join(SERVERS)} (default: stock-tuned,ours-tuned)",
     )
     parser.add_argument("--only", default="", help="names of scenarios with commas (default: all of the suite)")
     parser.add_argument("--adapters", type=int, default=8, help="registered adapters (default: 8)")
