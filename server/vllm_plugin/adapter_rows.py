@@ -28,13 +28,18 @@ class AdapterRows:
         rows = (indices >= 0).nonzero().squeeze(1)
         return cls(indices.numel(), rows, indices[rows], indices)
 
-    @property
+    @cached_property
     def none(self) -> bool:
         return bool(self.rows.numel() == 0)
 
-    @property
+    @cached_property
     def every(self) -> bool:
         return bool(self.rows.numel() == self.total)
+
+    @cached_property
+    def only(self) -> int | None:
+        """The slot that every row has, if there is such a one."""
+        return self.present[0] if self.every and len(self.present) == 1 else None
 
     @cached_property
     def present(self) -> tuple[int, ...]:

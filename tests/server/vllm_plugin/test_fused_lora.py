@@ -41,9 +41,12 @@ def expected(y: Any, x: Any, a: list[Any], b: list[Any], row_slots: list[int]) -
     return wanted
 
 
+def pointer(tensor: Any) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
 def added(y: Any, x: Any, a: list[Any], b: list[Any], row_slots: list[int]) -> Any:
-    fused_a, fused_b = fused_lora.fuse(a, b)
-    fused_lora.add(AdapterRows.of(torch.tensor(row_slots)), y, x, fused_a.memory, fused_b.memory)
+    fused_lora.fuse(a, b)[0].slots.add(AdapterRows.of(torch.tensor(row_slots)), y, x)
     return y
 
 
@@ -65,26 +68,48 @@ def test_long_batches(row_slots: list[int]) -> None:
 
 
 @pytest.mark.parametrize("row_slots", [[1, 1], [-1, 0, 1, 3], [3, -1] * 50])
-@pytest.mark.parametrize("widened", [True, False])
-def test_bf16_with_slots_in_bf16_or_fp32(row_slots: list[int], widened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.processor.multiplies_bf16", lambda: not widened)
+@pytest.mark.parametrize(
+    ("emulated", "small", "dtype"), [(True, 0, "float32"), (False, 18, "float32"), (False, 17, "bfloat16")]
+)
+def test_bf16_with_slots_in_bf16_or_fp32(
+    row_slots: list[int], emulated: bool, small: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.processor.multiplies_bf16", lambda: not emulated)
+    monkeypatch.setattr(fused_lora, "SMALL", small)
     a, b = ([each.bfloat16() for each in stack] for stack in stacks())
     x, y = draw(1, len(row_slots), INPUTS).bfloat16(), draw(2, len(row_slots), sum(WIDTHS)).bfloat16()
     wanted = expected(y, x, [each.float() for each in a], [each.float() for each in b], row_slots)
     got = added(y, x, a, b, row_slots)
     assert got.dtype == torch.bfloat16
+    assert fused_lora.fuse(a, b)[0].slots.a.dtype == getattr(torch, dtype)
     torch.testing.assert_close(got.float(), wanted, atol=0.1, rtol=0.02)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e38])
-def test_an_adapter_that_overflows_stays_in_its_rows(bad: float) -> None:
+@pytest.mark.parametrize("matrix", ["a", "b"])
+@pytest.mark.parametrize("row_slots", [[-1, 1, 0, 2, -1], [0, 2, -1, 2, 0]])
+def test_an_adapter_that_overflows_stays_in_its_rows(bad: float, matrix: str, row_slots: list[int]) -> None:
+    """Also one that lies in a slot between those of the batch, and has no row in it."""
     a, b = stacks()
-    a[0][1] = bad
-    row_slots = [-1, 1, 0, 2, -1]
+    (a if matrix == "a" else b)[0][1] = bad
+    slots = fused_lora.fuse(a, b)[0].slots
+    for slot in range(SLOTS):
+        slots.filled(slot)
     x, y = draw(1, 5, INPUTS), torch.zeros(5, sum(WIDTHS))
     x[:, 0] = 1e3
-    got = added(y, x, a, b, row_slots)
-    assert (~got.isfinite()).any(1).tolist() == [False, True, False, False, False]
+    slots.add(AdapterRows.of(torch.tensor(row_slots)), y, x)
+    assert (~y.isfinite()).any(1).tolist() == [slot == 1 for slot in row_slots]
+
+
+def test_a_slot_filled_anew_is_trusted_again() -> None:
+    a, b = stacks()
+    b[1][2] = torch.nan
+    slots = fused_lora.fuse(a, b)[0].slots
+    slots.filled(2)
+    assert slots.infinite == {2}
+    slots.b[1][2] = 0
+    slots.filled(2)
+    assert slots.infinite == set()
 
 
 def test_vllms_tensors_are_views_and_nothing_is_stored_twice() -> None:
@@ -93,9 +118,8 @@ def test_vllms_tensors_are_views_and_nothing_is_stored_twice() -> None:
     for old, new in zip([*a, *b], [*fused_a, *fused_b], strict=True):
         assert new.shape == old.shape
         assert torch.equal(new, old)
-    pointers = {each.untyped_storage().data_ptr() for each in fused_a}
-    assert pointers == {fused_a.memory.untyped_storage().data_ptr()}
-    held = [fused_a.memory, *fused_b.memory]
+    held = (fused_a.slots.a, *fused_a.slots.b)
+    assert {pointer(each) for each in (*fused_a, *fused_b)} == {pointer(each) for each in held}
     assert sum(each.untyped_storage().nbytes() for each in held) == sum(each.nbytes for each in (*a, *b))
 
 
@@ -117,4 +141,4 @@ def test_vllms_own_layers_fill_and_clear_their_slots(kind: str, outputs: tuple[i
     rows = [torch.cat([each_b @ each_a @ row for each_a, each_b in zip(a, b, strict=True)]) for row in x]
     torch.testing.assert_close(y, torch.stack([rows[0], torch.zeros_like(rows[1]), rows[2]]), atol=1e-4, rtol=1e-4)
     made.reset_lora(2)
-    assert not any(each.any() for each in (made.lora_a_stacked.memory, *made.lora_b_stacked.memory))
+    assert not any(each.any() for each in (made.lora_a_stacked.slots.a, *made.lora_a_stacked.slots.b))
