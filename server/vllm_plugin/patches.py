@@ -69,7 +69,9 @@ def is_applied(patch: Patch) -> bool:
 
 
 def _function(attribute: Any) -> Any:
-    return attribute.fget if isinstance(attribute, property) else attribute
+    if isinstance(attribute, property):
+        return attribute.fget
+    return attribute.__func__ if isinstance(attribute, classmethod) else attribute
 
 
 def _moved(patch: Patch, what: str) -> EngineMoved:

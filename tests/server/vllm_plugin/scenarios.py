@@ -1,6 +1,8 @@
 """Run as a child process: every scenario on one real engine, what was seen written as JSON. It judges nothing.
 
-    python -m tests.server.vllm_plugin.scenarios ADAPTERS_JSON OUT_JSON      (LORAPLEX_PLUGIN=off: vLLM as it comes)
+    python -m tests.server.vllm_plugin.scenarios ADAPTERS_JSON OUT_JSON [compiled]
+
+With LORAPLEX_PLUGIN=off: vLLM as it comes. `compiled`: as `loraplex serve --compile` runs it.
 
 ADAPTERS_JSON: {"model": base folder, name: adapter folder, ...}. Requests of one scenario share every step: they
 are submitted while the engine is paused. Adapters get slots in the order of their first use; there are two slots.
@@ -137,7 +139,7 @@ async def prompt_logprobs_error(seen: Observer) -> str | None:
     return type(errors[0]).__name__ if errors else None
 
 
-async def main(folders: dict[str, str]) -> dict[str, Any]:
+async def main(folders: dict[str, str], compiled: bool) -> dict[str, Any]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -145,7 +147,8 @@ async def main(folders: dict[str, str]) -> dict[str, Any]:
         model=folders.pop("model"),
         quantization="bitsandbytes",
         dtype="bfloat16",
-        enforce_eager=True,
+        enforce_eager=not compiled,
+        distributed_executor_backend="uni" if compiled else None,
         enable_lora=True,
         max_loras=SLOTS,
         max_cpu_loras=4,
@@ -163,5 +166,5 @@ async def main(folders: dict[str, str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    seen = asyncio.run(main(json.loads(Path(sys.argv[1]).read_text())))
+    seen = asyncio.run(main(json.loads(Path(sys.argv[1]).read_text()), "compiled" in sys.argv[3:]))
     Path(sys.argv[2]).write_text(json.dumps(seen))
