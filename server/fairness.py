@@ -8,6 +8,9 @@ Who is next: the line that has received the least service, counted in tokens (th
 al., "Fairness in Serving Large Language Models", OSDI 2024); within a line, first come, first served. A line that
 comes back after a pause starts at the level of the others, so that nobody saves up for a flood.
 
+A line of which nothing runs may go beyond the seats by a few, so that a newcomer need not wait for an answer of a
+flood to end.
+
 Slots: an adapter keeps its slot for as long as requests of it run. Where others wait for a slot and have received
 less, it lets nobody new in once it has had the slot for `turn_s`, finishes what runs, and hands it over. So a wait is
 bounded by `turn_s` and the longest running answer, and slots change hands no more often than that. Nothing waits while
@@ -69,14 +72,21 @@ class Service:
 class Turns:
     """`slots`: adapters that may run at once. `seats`: sequences that may. `turn_s`: how long a slot is kept at least.
 
-    `max_waiting`: how many requests may wait.
+    `max_waiting`: how many requests may wait. `newcomers`: sequences beyond the seats, for lines of which none runs.
     """
 
     def __init__(
-        self, slots: int, seats: int, turn_s: float, max_waiting: int, clock: Callable[[], float] = time.monotonic
+        self,
+        slots: int,
+        seats: int,
+        turn_s: float,
+        max_waiting: int,
+        newcomers: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slots = slots
         self._seats = seats
+        self._newcomers = newcomers
         self._turn_s = turn_s
         self._max_waiting = max_waiting
         self._clock = clock
@@ -123,20 +133,25 @@ class Turns:
             self._grant(turn)
 
     def _next(self) -> Turn | None:
-        """The first of the line that has received least, if there is a seat for it.
+        """The first of the line that has received least, if there is a seat for it; else a newcomer.
 
         A request for many sequences holds back all others until there are so many seats: else it would never run.
         """
         leaving = self._leaving()
-        heads = [
-            (service.counter, service.waiting[0].since_s, service.waiting[0])
-            for line, service in self._lines.items()
-            if service.waiting and line not in leaving and self._has_slot(line, service)
-        ]
-        if not heads:
-            return None
-        turn = min(heads, key=lambda head: head[:2])[2]
-        return turn if self._taken + turn.seats <= self._seats else None
+        heads = sorted(
+            (
+                (service.counter, service.waiting[0].since_s, service)
+                for line, service in self._lines.items()
+                if service.waiting and line not in leaving and self._has_slot(line, service)
+            ),
+            key=lambda head: head[:2],
+        )
+        for place, (_, _, service) in enumerate(heads):
+            turn = service.waiting[0]
+            newcomers = 0 if service.running else self._newcomers
+            if self._taken + turn.seats <= self._seats + newcomers and (place == 0 or newcomers):
+                return turn
+        return None
 
     def _grant(self, turn: Turn) -> None:
         service = self._lines[turn.line]

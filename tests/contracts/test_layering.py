@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENGINE_SIDE = ("server/engine/", "server/vllm_plugin/")
 RIVALS = "loadtests/rivals/"
+SCHEDULER = "server/vllm_plugin/scheduler.py"
+"""Imported by vLLM, to which it is given by name."""
 VLLM = {"vllm", "vllm_bnb_plugin"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 
@@ -61,9 +63,14 @@ def test_the_engine_side_knows_no_registry_and_no_routes(module: str) -> None:
     assert [name for name in imports(ROOT / module) if name.startswith((*above, *known))] == []
 
 
+def test_only_vllm_imports_the_scheduler() -> None:
+    name = SCHEDULER.removesuffix(".py").replace("/", ".")
+    assert [each for each in modules("server") for found in imports(ROOT / each) if found.startswith(name)] == []
+
+
 def test_vllm_is_imported_where_it_is_used_and_nowhere_at_the_top() -> None:
     """The engine side is imported by the API process before the environment that vLLM reads is set."""
-    for module in modules("server/engine") + modules("server/vllm_plugin"):
+    for module in set(modules("server/engine") + modules("server/vllm_plugin")) - {SCHEDULER}:
         body = ast.parse((ROOT / module).read_text()).body
         top = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = [alias.name for node in top for alias in node.names]

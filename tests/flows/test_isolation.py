@@ -119,6 +119,37 @@ async def churn(live: Live, root: Path, stop: asyncio.Event) -> int:
     return rounds
 
 
+async def test_three_adapters_on_two_slots_all_answer_at_once(
+    live: Live, models: list[str], alone: dict[tuple[str, str], list[Token]]
+) -> None:
+    """On stock vLLM the third waits until an answer of the first two has ended. Nor does pausing change an answer."""
+    started, ended = [], []
+
+    async def one(client: httpx.AsyncClient, model: str) -> list[Token]:
+        asked = body(model, PROMPTS[0], stream=True) | {"max_tokens": 150, "ignore_eos": True}
+        tokens: list[Token] = []
+        async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
+            async for line in response.aiter_lines():
+                event = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
+                choice = (event.get("choices") or [{}])[0]
+                if choice.get("logprobs"):
+                    tokens += tokens_of(choice["logprobs"]["content"])
+                    started.append(model)
+        ended.append((model, len(set(started))))
+        return tokens
+
+    adapters = models[1:4]
+    async with live.async_client() as client:
+        answers = await asyncio.gather(*[one(client, model) for model in adapters])
+    assert [count for _, count in ended] == [3, 3, 3]
+    for model, answer in zip(adapters, answers, strict=True):
+        pairs = zip(alone[model, PROMPTS[0]], answer, strict=False)
+        parted = next((expected for expected, token in pairs if expected.text != token.text), None)
+        assert parted is None or parted.gap < LARGEST_NOISE
+    assert [len(answer) for answer in answers] == [150] * 3
+    await no_lease_left(live)
+
+
 @pytest.mark.timeout(1800)  # a processor without bf16 instructions takes 5 minutes; and the fixtures count, too
 @pytest.mark.parametrize("how", ["whole", "streamed"])
 async def test_every_answer_is_the_one_it_gets_alone(

@@ -32,10 +32,11 @@ class Desk:
     seats: int = 4
     turn_s: float = 2.0
     max_waiting: int = 100
+    newcomers: int = 0
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.turns = Turns(self.slots, self.seats, self.turn_s, self.max_waiting, self.clock)
+        self.turns = Turns(self.slots, self.seats, self.turn_s, self.max_waiting, self.newcomers, self.clock)
 
     def join(self, line: Line, count: int = 1, seats: int = 1) -> list[Turn]:
         return [self.turns.join(line, seats) for _ in range(count)]
@@ -63,6 +64,19 @@ async def test_no_more_sequences_run_than_there_are_seats_and_one_end_lets_one_i
     desk.end(first)
 
     assert [turn.granted.done() for turn in (third, fourth)] == [True, False]
+
+
+async def test_a_newcomer_need_not_wait_for_a_seat_that_a_flood_holds() -> None:
+    desk = Desk(slots=9, seats=4, newcomers=2)
+    flood = desk.join("flood", 10)
+    assert running(flood) == 4, "the places of newcomers are not for it"
+    quiet = [turn for line in ("a", "b", "c") for turn in desk.join(line, 2)]
+    assert [turn.granted.done() for turn in quiet] == [True, False, True, False, False, False]
+
+    desk.end(quiet[0])
+
+    assert quiet[4].granted.done()
+    assert running(flood) == 4
 
 
 async def test_no_more_adapters_run_than_there_are_slots_but_the_base_needs_none() -> None:

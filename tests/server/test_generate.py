@@ -312,8 +312,15 @@ def test_a_connection_cut_in_the_body_is_no_error_of_the_server(live_server: Ser
 
 @pytest.fixture
 def narrow(tiny_base: Path, tmp_path: Path) -> World:
-    """One slot, one sequence at a time (and one that is ready to take over), 20 ms a token."""
-    limits = {"max_loras": 1, "max_num_seqs": 1, "adapter_turn_s": 0.05, "max_waiting_requests": 12}
+    """One slot that is handed over when its answers have ended, as on CUDA; one sequence at a time (and one that is
+    ready to take over), 20 ms a token."""
+    limits: dict[str, Any] = {
+        "device": "cuda",
+        "max_loras": 1,
+        "max_num_seqs": 1,
+        "adapter_turn_s": 0.05,
+        "max_waiting_requests": 12,
+    }
     return world(tiny_base, tmp_path / "narrow", token_s=0.02, **limits)
 
 
@@ -348,6 +355,22 @@ async def test_the_adapter_of_a_waiting_request_is_loaded_before_its_turn(narrow
         await until(lambda: waiting in narrow.services.residency.snapshot())
         assert narrow.services.turns.waiting == 1
         await asyncio.gather(first, second)
+
+
+async def test_where_slots_go_round_in_the_engine_nobody_waits_for_one_outside(tiny_base: Path, tmp_path: Path) -> None:
+    limits: dict[str, Any] = {"max_loras": 1, "max_num_seqs": 1, "max_resident_adapters": 2, "max_waiting_requests": 12}
+    rotating = world(tiny_base, tmp_path / "rotating", token_s=0.02, **limits)
+    for number, name in enumerate(("flood", "quiet", "third"), start=1):
+        ingest(rotating, name, number)
+    async with rotating.running():
+        flood = [asyncio.ensure_future(_finished(Exchange(rotating.app, CHAT, chat("flood")))) for _ in range(6)]
+        await until(lambda: rotating.services.turns.waiting == 4)
+        quiet = asyncio.ensure_future(_finished(Exchange(rotating.app, CHAT, chat("quiet"))))
+        await until(lambda: rotating.engine.running == 3)
+        third = asyncio.ensure_future(_finished(Exchange(rotating.app, CHAT, chat("third"))))
+        await until(lambda: rotating.services.turns.waiting == 5)
+        ends = await asyncio.gather(*flood, third)
+        assert await quiet < ends[-2], "a place was kept for it"
 
 
 async def test_leaving_the_line_makes_way_and_loads_nothing_further(narrow: World) -> None:
