@@ -1,8 +1,8 @@
 """The servers that are compared, each ready to start with the same base, adapters and engine flags.
 
 ours            `loraplex serve`, adapters uploaded over HTTP
-ours-tuned      the same, told to compute on every core
-ours-front-end  the same without our vLLM plugin: what the front-end costs (its answers may be wrong)
+ours-tuned      the same, compiled and told to compute on every core
+ours-front-end  ours on the engine as stock runs it, without our plugin: what the front-end costs (answers may be wrong)
 stock           vLLM's own server without our plugin, adapters from --lora-modules
 stock-tuned     the same, told to compute on every core
 peft            transformers + PEFT behind a small server, one request at a time (loadtests/rivals/peft_server.py)
@@ -81,7 +81,7 @@ def upload(url: str, adapters: Mapping[str, Path]) -> None:
 
 
 def every_core() -> str:
-    """All cores this process may use, as vLLM and `cpu_threads_bind` write it."""
+    """All cores this process may use, as vLLM writes it."""
     cores = sorted(os.sched_getaffinity(0))
     return ",".join(str(core) for core in cores)
 
@@ -90,7 +90,9 @@ def _ours(name: str, setup: Setup) -> ServerProcess:
     arguments = ["--model", str(setup.base.path), "--served-model-name", setup.base.name]
     arguments += ["--max-loras", str(setup.max_loras), "--data-dir", str(setup.scratch / f"{name}-data")]
     if name == "ours-tuned":
-        arguments += ["--cpu-threads-bind", every_core()]
+        arguments += ["--compile", "--cpu-threads", str(len(os.sched_getaffinity(0)))]
+    if name == "ours-front-end":
+        arguments += ["--engine-args=--distributed-executor-backend=mp"]
     environment = {"LORAPLEX_PLUGIN": "off"} if name == "ours-front-end" else {}
     return launch(arguments, setup.scratch / f"{name}.log", env=environment)
 
@@ -100,7 +102,7 @@ def _stock(name: str, setup: Setup) -> ServerProcess:
     targets = {module.rpartition(".")[2] for module in setup.base.modules}
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--host", "127.0.0.1"]
     command += ["--port", str(port)]
-    command += vllm_args.command_line(setup.settings, setup.base.path, setup.base.name, targets)
+    command += vllm_args.served(setup.settings, setup.base.path, setup.base.name, targets)
     command += ["--lora-modules", *(f"{adapter}={path}" for adapter, path in setup.adapters.items())]
     environment = {"LORAPLEX_PLUGIN": "off", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if name == "stock-tuned":

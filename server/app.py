@@ -62,15 +62,21 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     lifecycle = Lifecycle(registry, ingest, residency)
     telemetry = Telemetry(settings.max_metric_adapters)
     resolver = Resolver(registry, store, base.name)
-    turns = Turns(settings.max_loras, seats(settings), settings.adapter_turn_s, settings.max_waiting_requests)
+    turns = line_up(settings)
     generator = Generator(pool, resolver, turns, residency, lifecycle, telemetry, settings.max_request_bytes)
     return Services(settings, base, registry, ingest, pool, turns, residency, lifecycle, generator, telemetry)
 
 
-def seats(settings: Settings) -> int:
-    """Sequences that may be in the engine at once: what it decodes together, and a few that are ready to take over
-    in the very step after one has ended."""
-    return settings.sequences + max(1, settings.sequences // 8)
+def line_up(settings: Settings) -> Turns:
+    """Who may go to the engine: what it decodes together, a few that are ready to take over in the very step after one
+    has ended, and a few newcomers. As many adapters as it can decode, or, where its slots go round, as it can hold."""
+    return Turns(
+        settings.resident_adapters if settings.rotates else settings.max_loras,
+        settings.sequences + settings.spare_sequences,
+        settings.adapter_turn_s,
+        settings.max_waiting_requests,
+        settings.spare_sequences if settings.rotates else 0,
+    )
 
 
 def _make_data_dir(settings: Settings) -> None:

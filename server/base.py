@@ -53,7 +53,7 @@ def weights_of(settings: Settings, base: BaseModel) -> Path:
 def _can_be_kept(settings: Settings, base: BaseModel) -> bool:
     if settings.quantization != "nf4" or not settings.cache_quantized:
         return False
-    if any(argument.startswith(("--tensor-parallel-size", "-tp")) for argument in settings.engine_args):
+    if settings.is_distributed:
         return False  # vLLM does not split a model over devices that is quantised already
     return prequantized.can_be_prequantized(base)
 

@@ -25,7 +25,14 @@ from server.errors import SettingsError
 ENV_PREFIX = "LORAPLEX_"
 # Read elsewhere on purpose: by `loraplex train --server`, by the plugin inside vLLM's processes, and by the tests for
 # the cache they share with the demo.
-OTHER_ENV_NAMES = {"LORAPLEX_API_KEY", "LORAPLEX_PLUGIN", "LORAPLEX_CACHE_DIR", "LORAPLEX_CONFIG"}
+OTHER_ENV_NAMES = {
+    *("LORAPLEX_API_KEY", "LORAPLEX_PLUGIN", "LORAPLEX_STEP_THREADS", "LORAPLEX_CACHE_DIR", "LORAPLEX_CONFIG"),
+}
+DISTRIBUTING = (
+    *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
+    "--distributed-executor-backend",
+)
+"""vLLM's arguments that do it."""
 LIST_FLAGS = ("--api-keys", "--engine-args")
 """One value a flag, taken as it is: pydantic-settings would split it at commas and read JSON in it."""
 
@@ -74,11 +81,13 @@ class Settings(BaseSettings):
     """KV cache size in bytes; by default 1 GiB on a CPU, by `gpu_memory_utilization` on CUDA."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of the GPU's memory the engine may take (CUDA only)."""
-    cpu_threads_bind: str | None = None
-    """Cores for the engine's compute threads, for example `0-1` (VLLM_CPU_OMP_THREADS_BIND). By default vLLM picks
-    and leaves one core free."""
-    enforce_eager: bool = False
-    """Skip torch.compile and CUDA graphs: faster start, slower steps (CUDA; with LoRA a CPU never compiles)."""
+    cpu_threads: int | None = Field(default=None, ge=1)
+    """Cores that compute a short step on a CPU; by default all but one, which the server itself needs. Long ones, most
+    prefills, use all. On a machine that does nothing else, all of them decode faster; beside a busy neighbour, far
+    slower."""
+    compile: bool | None = None
+    """Compile the model (torch.compile; on CUDA with CUDA graphs). By default on CUDA only: on a CPU a step is then up
+    to a third shorter, but a start longer, and a C++ compiler must be there."""
     tool_call_parser: str = "hermes"
     """vLLM's name for the model's tool-call syntax."""
     engine_args: tuple[str, ...] = ()
@@ -93,9 +102,9 @@ class Settings(BaseSettings):
     """Largest rank that is admitted. Slots are padded to it: memory and compute grow with it."""
     adapter_wait_s: float = Field(default=60.0, gt=0)
     """How long a request waits for room when every resident adapter is in use, before it gets 429."""
-    adapter_turn_s: float = Field(default=2.0, ge=0)
+    adapter_turn_s: float = Field(default=0.3, ge=0)
     """How long an adapter keeps its slot at least while others wait for one. Longer: fewer changes; shorter: shorter
-    waits."""
+    waits. On a CPU its answers then pause; on CUDA those that run end first."""
     max_waiting_requests: int = Field(default=1024, ge=1)
     """How many requests may wait for their turn; one more gets 429."""
 
@@ -141,6 +150,26 @@ class Settings(BaseSettings):
     def sequences(self) -> int:
         """How many sequences the engine decodes together."""
         return self.max_num_seqs or (16 if self.device == "cpu" else 256)
+
+    @property
+    def spare_sequences(self) -> int:
+        """Sequences beyond those, for what must not wait until one of them ends."""
+        return max(1, self.sequences // 8)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether adapters that want the same slot take turns in the middle of their answers. Not with the scheduler
+        that runs ahead of a GPU."""
+        return self.device == "cpu"
+
+    @property
+    def compiles(self) -> bool:
+        return self.device == "cuda" if self.compile is None else self.compile
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether vLLM is told to spread the model over processes, or how."""
+        return any(argument.startswith(DISTRIBUTING) for argument in self.engine_args)
 
     @property
     def has_keys(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import Namespace
 from collections.abc import Collection
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from server.errors import SettingsError
 from server.settings import Settings
+from server.vllm_plugin.step_threads import SHORT_STEP_THREADS, physical_cores
 
 GIB = 1 << 30
 # Compact JSON: a small model that may write any whitespace writes nothing else. Only a named backend can promise it,
@@ -29,12 +31,28 @@ def prepare_environment(settings: Settings) -> None:
         defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if settings.cpu_threads_bind is not None:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = settings.cpu_threads_bind
+    if settings.device == "cpu":
+        _prepare_cpu(settings)
+
+
+def _prepare_cpu(settings: Settings) -> None:
+    """One process schedules and computes. vLLM starts a second one that computes, because the OpenMP environment must
+    be there before a process begins; here it is, and each step is spared the way from one to the other and back."""
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # what it keeps of a compilation it never finds again on a CPU
+    if not settings.is_distributed:
+        cores = physical_cores()
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["OMP_NUM_THREADS"] = str(cores)
+        os.environ[SHORT_STEP_THREADS] = str(settings.cpu_threads or max(1, cores - 1))
 
 
 def command_line(settings: Settings, model: Path, name: str, targets: Collection[str]) -> list[str]:
-    """The arguments `vllm serve` would get. `targets`: last name parts of the linear modules that adapters may change.
+    """What `vllm serve` would get. `targets`: last name parts of the linear modules that adapters may change."""
+    return [*served(settings, model, name, targets), *execution(settings), *settings.engine_args]
+
+
+def served(settings: Settings, model: Path, name: str, targets: Collection[str]) -> list[str]:
+    """What is served and within which limits; what vLLM's own server is given to be compared with ours.
 
     The engine keeps one adapter more than may be resident: the spare place in which the next one is loaded, so that
     a bad one never pushes out a good one and the engine's own LRU never evicts.
@@ -58,9 +76,22 @@ def command_line(settings: Settings, model: Path, name: str, targets: Collection
     }
     argv = [str(part) for flag, value in flags.items() if value is not None for part in (flag, value)]
     argv += ["--enable-lora", "--enable-auto-tool-choice", "--lora-target-modules", *sorted(targets)]
-    if settings.enforce_eager:
-        argv.append("--enforce-eager")
-    return [*argv, *settings.engine_args]
+    return argv
+
+
+def execution(settings: Settings) -> list[str]:
+    """How the engine computes."""
+    argv = [] if settings.compiles else ["--enforce-eager"]
+    if settings.device == "cpu" and not settings.compiles:
+        argv += ["--compilation-config", '{"custom_ops": ["all"]}']  # vLLM's kernels where it has some
+    if settings.device == "cpu" and not settings.is_distributed:
+        argv += ["--distributed-executor-backend", "uni"]
+    if settings.rotates:
+        ours = {"adapter_turn_s": settings.adapter_turn_s, "sequences": settings.sequences}
+        argv += ["--scheduler-cls", "server.vllm_plugin.scheduler.RotatingScheduler"]
+        argv += ["--additional-config", json.dumps(ours)]
+        argv += ["--max-num-seqs", str(settings.sequences + settings.spare_sequences)]
+    return argv
 
 
 def parse(argv: list[str]) -> Namespace:

@@ -7,7 +7,11 @@ One module a defect or a slow path, each of which says what is wrong and names w
     slot_clearing     the weights of a removed adapter stay in their slot
     four_bit_layers   bitsandbytes dequantises some NF4 shapes wrongly; where the CPU has no bf16 instructions
                       its products are slow, and fp32_products is faster
+    packed_nf4        every 4-bit product dequantises its weight first, where the CPU could multiply by the codes
     fused_lora        the adapters' matrices are gathered anew for every token
+    compiled          with LoRA the model is never compiled
+    norm_kernels      RMSNorm is computed in eight operators
+    step_threads      all threads wait for each other after every operator, however small
 
 `patches` holds the machinery: every replaced name must exist with the signature that was read, else vLLM does not
 start. On a platform that is not a CPU nothing happens. `LORAPLEX_PLUGIN=fixes` leaves out what only makes it faster,
@@ -56,10 +60,21 @@ def is_active() -> bool:
 
 def all_patches() -> list[Patch]:
     """Everything that is replaced in vLLM and its bitsandbytes plugin, in no particular order."""
-    from server.vllm_plugin import four_bit_layers, fused_lora, kv_zeroing, no_adapter_rows, slot_clearing
+    from server.vllm_plugin import (
+        compiled,
+        four_bit_layers,
+        fused_lora,
+        kv_zeroing,
+        no_adapter_rows,
+        norm_kernels,
+        packed_nf4,
+        slot_clearing,
+        step_threads,
+    )
 
     fixes = (no_adapter_rows, kv_zeroing, slot_clearing, four_bit_layers)
-    modules = (*fixes, fused_lora) if makes_faster() else fixes
+    faster = (packed_nf4, fused_lora, compiled, norm_kernels, step_threads)
+    modules = (*fixes, *faster) if makes_faster() else fixes
     return [patch for module in modules for patch in module.PATCHES]
 
 

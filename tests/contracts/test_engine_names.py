@@ -146,7 +146,11 @@ def test_our_arguments_are_vllms(tmp_path: Any) -> None:
     from server.engine import vllm_args
     from server.settings import Settings
 
-    for device in ("cpu", "cuda"):
-        settings = Settings(device=device, enforce_eager=True)
+    for settings in (
+        Settings(),
+        Settings(compile=True),
+        Settings(device="cuda"),
+        Settings(device="cuda", compile=False),
+    ):
         parsed = vllm_args.parse(vllm_args.command_line(settings, tmp_path, "base", ["q_proj"]))
         assert (parsed.enable_lora, parsed.max_cpu_loras, parsed.lora_target_modules) == (True, 17, ["q_proj"])
