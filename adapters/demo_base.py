@@ -39,7 +39,7 @@ def prepare_demo_base(destination: Path) -> Path:
     """Make `destination` hold the demo base; a complete directory is reused as it is."""
     if all((destination / name).is_file() for name in COMPLETE):
         return destination
-    gguf = _find_gguf()
+    gguf = find_gguf()
     with _progress() as progress, staged(destination) as staging:
         stage = progress.add_task("demo base: reading the tokenizer", total=3)
         with quiet_transformers():
@@ -53,7 +53,8 @@ def prepare_demo_base(destination: Path) -> Path:
     return destination
 
 
-def _find_gguf() -> Path:
+def find_gguf() -> Path:
+    """The file that the demo base is made of. Raises NotFound."""
     try:
         gguf = Path(str(metadata.distribution(WHEEL).locate_file(GGUF)))
     except metadata.PackageNotFoundError:

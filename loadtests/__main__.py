@@ -3,6 +3,7 @@
     python -m loadtests                                  ours against stock vLLM, both on every core
     python -m loadtests --suite full --adapters 1000     popularity, arrivals, many adapters
     python -m loadtests --suite fairness --max-loras 1   a quiet adapter beside a flood
+    python -m loadtests --suite base --servers llama-cpp,ours-tuned
 
 The servers run one after the other, each alone; nothing else should use the cores meanwhile.
 """
@@ -66,8 +67,10 @@ def main(argv: list[str] | None = None) -> int:
 def _plan(arguments: argparse.Namespace, base: BaseModel) -> Plan:
     width = len(str(arguments.adapters))
     adapters = [f"bench-{number:0{width}}" for number in range(1, arguments.adapters + 1)]
-    dials = Dials(base.name, adapters, arguments.tokens, 0.0)
     unused = [f"unused-{number}" for number in range(1, UNUSED + 1)]
+    if arguments.suite == "base":
+        adapters, unused = [], []
+    dials = Dials(base.name, adapters, arguments.tokens, 0.0)
     return Plan(arguments.suite, dials, arguments.repetitions, unused, arguments.rate, arguments.only)
 
 

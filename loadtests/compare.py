@@ -89,7 +89,8 @@ def measure(name: str, setup: Setup, plan: Plan, generator: LoadGenerator) -> Se
             uses = [generator.replay(make_trace(each_once, seed), server.url) for seed in (0, 1)]
             result.first_use_ttft_s, result.second_use_ttft_s = (tuple(one.ttft_s for one in use) for use in uses)
         answers = Lengths(plan.dials.tokens, plan.dials.tokens)
-        at_once = Workload(tuple(plan.dials.adapters[:1]), 8, PROMPT, answers, concurrency=8)
+        one = plan.dials.adapters[0] if plan.dials.adapters else plan.dials.base
+        at_once = Workload((one,), 8, PROMPT, answers, concurrency=8)
         plan.calibrate(generator.replay(make_trace(at_once, 0), server.url))
         scenarios = [scenario for scenario in plan.scenarios if scenario.workloads]
         with Progress(console=console) as progress:

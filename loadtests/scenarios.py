@@ -1,9 +1,9 @@
-"""What is asked of the servers: named scenarios in three suites, and which figures of one server are related."""
+"""What is asked of the servers: named scenarios in four suites, and which figures of one server are related."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from loadtests.trace import Lengths, Trace, Workload, make_trace, together
@@ -11,6 +11,7 @@ from loadtests.trace import Lengths, Trace, Workload, make_trace, together
 Measure = Literal["decode tokens/s", "tokens/s", "TTFT p50", "TTFT p99"]
 
 PROMPT = Lengths(32, 32)
+BASE_ONLY = ("base-1", "base-8", "prefill-base")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ def quick(dials: Dials) -> list[Scenario]:
     ]
 
 
+def base(dials: Dials) -> list[Scenario]:
+    """What a server without adapters can be asked, too."""
+    return [scenario for scenario in quick(replace(dials, adapters=("none",) * 3)) if scenario.name in BASE_ONLY]
+
+
 def full(dials: Dials) -> list[Scenario]:
     """`quick`, then popularity, arrivals and lengths as the field has them."""
     few, every = tuple(dials.adapters[:4]), tuple(dials.adapters)
@@ -97,7 +103,12 @@ def fairness(dials: Dials) -> list[Scenario]:
     ]
 
 
-SUITES: Mapping[str, Callable[[Dials], list[Scenario]]] = {"quick": quick, "full": full, "fairness": fairness}
+SUITES: Mapping[str, Callable[[Dials], list[Scenario]]] = {
+    "quick": quick,
+    "full": full,
+    "fairness": fairness,
+    "base": base,
+}
 
 RELATIONS = (
     Relation("8 adapters mixed / one adapter, 8 requests", "eight-8", "adapter-8"),

@@ -5,6 +5,7 @@ ours-tuned      the same, compiled and told to compute on every core
 ours-front-end  ours on the engine as stock runs it, without our plugin: what the front-end costs (answers may be wrong)
 stock           vLLM's own server without our plugin, adapters from --lora-modules
 stock-tuned     the same, told to compute on every core
+llama-cpp       llama.cpp with the GGUF of the demo base, base only (loadtests/rivals/llama_cpp_server.py)
 peft            transformers + PEFT behind a small server, one request at a time (loadtests/rivals/peft_server.py)
 """
 
@@ -22,6 +23,7 @@ import psutil
 from rich.progress import track
 
 from adapters.base import BaseModel
+from adapters.demo_base import find_gguf
 from server.engine import vllm_args
 from server.launch import ServerProcess, free_port, launch, start
 from server.settings import Settings
@@ -112,6 +114,15 @@ def _stock(name: str, setup: Setup) -> ServerProcess:
     return server
 
 
+def _llama_cpp(name: str, setup: Setup) -> ServerProcess:
+    port = free_port()
+    command = [sys.executable, "-m", "loadtests.rivals.llama_cpp_server", "--port", str(port)]
+    command += ["--gguf", str(find_gguf()), "--name", setup.base.name, "--threads", str(len(os.sched_getaffinity(0)))]
+    server = start(command, f"http://127.0.0.1:{port}", setup.scratch / f"{name}.log")
+    server.ready_path = "/health"
+    return server
+
+
 def _peft(name: str, setup: Setup) -> ServerProcess:
     port = free_port()
     command = [sys.executable, "-m", "loadtests.rivals.peft_server", "--port", str(port)]
@@ -128,5 +139,6 @@ SERVERS: Mapping[str, Callable[[str, Setup], ServerProcess]] = {
     "ours-front-end": _ours,
     "stock": _stock,
     "stock-tuned": _stock,
+    "llama-cpp": _llama_cpp,
     "peft": _peft,
 }

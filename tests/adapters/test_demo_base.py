@@ -55,5 +55,5 @@ def test_it_answers_paris_and_reads_digits_one_by_one(demo_base: Path) -> None:
 def test_the_chat_template_is_the_ggufs(demo_base: Path) -> None:
     from gguf import GGUFReader
 
-    fields = GGUFReader(str(module._find_gguf())).fields
+    fields = GGUFReader(str(module.find_gguf())).fields
     assert (demo_base / "chat_template.jinja").read_text() == fields["tokenizer.chat_template"].contents()

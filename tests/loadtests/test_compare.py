@@ -26,6 +26,17 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fakes")
+def test_servers_without_adapters_are_asked_for_the_base_only(demo_base: Path, tmp_path: Path) -> None:
+    flags = ["--suite", "base", "--servers", "ours-one,ours-two", "--repetitions", "2", "--tokens", "4"]
+    flags += ["--model", str(demo_base), "--data-dir", str(tmp_path / "data"), "--report", str(tmp_path / "report")]
+    assert main(flags) == 0
+    result = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert len(result["rows"]) == 3
+    outcomes = [one for server in result["servers"] for each in server["outcomes"].values() for one in each[0]]
+    assert {one["model"] for one in outcomes} == {demo_base.name}
+
+
+@pytest.mark.usefixtures("fakes")
 def test_two_servers_under_the_same_traces(demo_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [
         "--servers",
