@@ -39,6 +39,7 @@ def _prepare_cpu(settings: Settings) -> None:
     """One process schedules and computes. vLLM starts a second one that computes, because the OpenMP environment must
     be there before a process begins; here it is, and each step is spared the way from one to the other and back."""
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # what it keeps of a compilation it never finds again on a CPU
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.data_dir.absolute() / "compiled"))
     if not settings.is_distributed:
         cores = physical_cores()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

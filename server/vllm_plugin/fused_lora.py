@@ -100,11 +100,13 @@ class Slots:
         """y += hidden · B of every slice, side by side."""
         import torch
 
+        parts = y.split_with_sizes(self.widths, dim=1)
         if y.dtype == b[0].dtype:
-            for part, mine, each in zip(y.split_with_sizes(self.widths, dim=1), hidden, b, strict=True):
+            for part, mine, each in zip(parts, hidden, b, strict=True):
                 part.addmm_(mine, each)
-        elif len(b) == 1:
-            y.add_(hidden[0] @ b[0])
+        elif len(b) == 1 or y.shape[0] > MANY:  # a long buffer costs more than the additions it saves
+            for part, mine, each in zip(parts, hidden, b, strict=True):
+                part.add_(mine @ each)
         else:
             added = y.new_empty(y.shape, dtype=b[0].dtype)
             for part, mine, each in zip(added.split_with_sizes(self.widths, dim=1), hidden, b, strict=True):

@@ -67,7 +67,7 @@ def test_long_batches(row_slots: list[int]) -> None:
     torch.testing.assert_close(added(y, x, a, b, row_slots), wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("row_slots", [[1, 1], [-1, 0, 1, 3], [3, -1] * 50])
+@pytest.mark.parametrize("row_slots", [[1, 1], [-1, 0, 1, 3], [3, -1] * 50, [2] * 100])
 @pytest.mark.parametrize(
     ("emulated", "small", "dtype"), [(True, 0, "float32"), (False, 18, "float32"), (False, 17, "bfloat16")]
 )
