@@ -38,18 +38,27 @@ def test_nobody_pauses_while_there_is_a_slot_for_all() -> None:
     assert steps.step() == set()
 
 
-def test_a_newcomer_has_its_slot_after_one_turn_of_a_flood() -> None:
-    steps = Steps(slots=1, turn_s=3)
-    assert [steps.step(1) for _ in range(100)] == [{1}] * 100
-    assert steps.step(1, 2) == {1}, "it starts at the level of the flood"
-    assert steps.step(1, 2) == {2}, "which has now received more, and has had its turn"
-    assert steps.step(1) == {1}, "and gives the slot back when it is done"
+def test_a_newcomer_need_not_wait_for_a_turn_of_a_flood_to_end() -> None:
+    steps = Steps(slots=1, turn_s=30)
+    assert [steps.step(1) for _ in range(3)] == [{1}] * 3
+    assert steps.step(1, 2) == {2}, "a tenth of the turn is over"
+    assert steps.step(1) == {1}, "and it gives the slot back when it is done"
+    assert [steps.step(1, 2) for _ in range(4)] == [{1}] * 2 + [{2}] * 2, "not at once: the slot has just changed hands"
 
 
 def test_a_slot_is_kept_for_a_turn() -> None:
     steps = Steps(slots=1, turn_s=3)
-    assert [steps.step(1, 2) for _ in range(12)] == [{1}] * 3 + [{2}] * 4 + [{1}] * 3 + [{2}] * 2
-    assert steps.changes == 4
+    chosen = [steps.step(1, 2) for _ in range(12)]
+    assert chosen == [{1}, *[{2}] * 3, *[{1}] * 3, *[{2}] * 3, *[{1}] * 2], "the second came as a newcomer"
+    assert steps.changes == 5
+
+
+def test_who_leaves_and_comes_back_is_not_behind_one_who_came_meanwhile() -> None:
+    steps = Steps(slots=1, turn_s=0)
+    for _ in range(100):
+        steps.step(1)
+    steps.step(2)
+    assert Counter(adapter for _ in range(20) for adapter in steps.step(1, 2)) == {1: 10, 2: 10}
 
 
 def test_one_who_was_away_saves_up_nothing() -> None:
