@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
@@ -20,7 +21,10 @@ STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 
 
 def prepare_environment(settings: Settings) -> None:
-    """Set what vLLM reads from the environment, before it is imported and before it spawns its processes."""
+    """Set what vLLM reads from the environment, before it is imported and before it spawns its processes.
+
+    Raises SettingsError for what cannot work on this machine.
+    """
     defaults = {
         "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
@@ -38,6 +42,12 @@ def prepare_environment(settings: Settings) -> None:
 def _prepare_cpu(settings: Settings) -> None:
     """One process schedules and computes. vLLM starts a second one that computes, because the OpenMP environment must
     be there before a process begins; here it is, and each step is spared the way from one to the other and back."""
+    compiler = os.environ.get("CXX", "g++")
+    if settings.compiles and shutil.which(compiler) is None:
+        raise SettingsError(
+            f"compile is set, but there is no C++ compiler ({compiler}) on the path: install one, name it in CXX, or "
+            "serve without --compile"
+        )
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # what it keeps of a compilation it never finds again on a CPU
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.data_dir.absolute() / "compiled"))
     if not settings.is_distributed:

@@ -10,8 +10,8 @@ some 20 ms: then the second core is worth more than the waiting costs, and a nei
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,8 @@ LEAST_TOKENS = 3
 
 def load_model(stock: Callable[..., Any]) -> Callable[..., Any]:
     def load_model(self: Any, *arguments: Any, **more: Any) -> Any:
-        import torch
-
         loaded = stock(self, *arguments, **more)
-        most = torch.get_num_threads()
-        self.threads = (min(most, int(os.environ.get(SHORT_STEP_THREADS, most))), most)
-        self.weights = count_weights(self.model)
+        self.step_threads = StepThreads.of_environment(count_weights(self.model))
         return loaded
 
     return load_model
@@ -42,28 +38,36 @@ def load_model(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 def execute_model(stock: Callable[..., Any]) -> Callable[..., Any]:
     def execute_model(self: Any, scheduler_output: Any, *arguments: Any, **more: Any) -> Any:
-        few, most = self.threads
-        tokens = max(LEAST_TOKENS, scheduler_output.total_num_scheduled_tokens)
-        with threads(most if tokens * self.weights >= LONG_STEP else few):
-            return stock(self, scheduler_output, *arguments, **more)
+        self.step_threads.use_for(scheduler_output.total_num_scheduled_tokens)
+        return stock(self, scheduler_output, *arguments, **more)
 
     return execute_model
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with so many inside. A change costs some 40 µs: for a step, not for a layer."""
-    import torch
+@dataclass
+class StepThreads:
+    """How many threads a step of a model with so many weights is computed with."""
 
-    before = torch.get_num_threads()
-    if count == before:
-        yield
-        return
-    torch._C.set_num_threads(count)  # torch.set_num_threads is replaced by a warning in vLLM's worker
-    try:
-        yield
-    finally:
-        torch._C.set_num_threads(before)
+    few: int
+    most: int
+    weights: int
+    used: int
+
+    @classmethod
+    def of_environment(cls, weights: int) -> StepThreads:
+        """Without `OMP_NUM_THREADS` it is somebody else who decides: nothing is ever changed."""
+        most = int(os.environ.get("OMP_NUM_THREADS", 1))
+        return cls(min(most, int(os.environ.get(SHORT_STEP_THREADS, most))), most, weights, most)
+
+    def use_for(self, tokens: int) -> None:
+        """Where few are as many as most, torch is not even asked how many it uses: having been asked, it computes small
+        fp32 products with all of them, and a step with adapters takes a third longer."""
+        wanted = self.most if max(LEAST_TOKENS, tokens) * self.weights >= LONG_STEP else self.few
+        if wanted != self.used:
+            import torch
+
+            torch._C.set_num_threads(wanted)  # torch.set_num_threads is replaced by a warning in vLLM's worker
+            self.used = wanted
 
 
 def count_weights(model: torch.nn.Module) -> int:

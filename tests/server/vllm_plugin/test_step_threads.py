@@ -20,16 +20,17 @@ def _threads_as_before() -> Any:
     torch.set_num_threads(before)
 
 
-def runner(monkeypatch: pytest.MonkeyPatch, short: str | None, weights: int) -> Any:
+def runner(monkeypatch: pytest.MonkeyPatch, short: str | None, weights: int, most: str | None = "2") -> Any:
     """A model runner after its model was loaded by a process with two threads."""
     torch.set_num_threads(2)
-    if short is None:
-        monkeypatch.delenv(step_threads.SHORT_STEP_THREADS, raising=False)
-    else:
-        monkeypatch.setenv(step_threads.SHORT_STEP_THREADS, short)
+    for name, value in ((step_threads.SHORT_STEP_THREADS, short), ("OMP_NUM_THREADS", most)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
     made = SimpleNamespace(model=torch.nn.Module())
     step_threads.load_model(lambda _: None)(made)
-    made.weights = weights
+    made.step_threads.weights = weights
     return made
 
 
@@ -49,7 +50,14 @@ def test_a_short_step_uses_few_and_a_long_one_all(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("_threads_as_before")
 @pytest.mark.parametrize("short", [None, "2", "16"])
 def test_all_for_every_step(monkeypatch: pytest.MonkeyPatch, short: str | None) -> None:
-    assert [used(runner(monkeypatch, short, 10**8), tokens) for tokens in (1, 1000)] == [2, 2]
+    made = runner(monkeypatch, short, 10**8)
+    monkeypatch.setattr(torch._C, "set_num_threads", lambda _: pytest.fail("torch was told"))
+    assert [used(made, tokens) for tokens in (1, 1000)] == [2, 2]
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+def test_nothing_changes_where_vllm_binds_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [used(runner(monkeypatch, "1", 10**8, most=None), tokens) for tokens in (1, 1000)] == [2, 2]
 
 
 def test_weights_in_four_bits_count_twice_a_byte() -> None:
