@@ -1,7 +1,7 @@
 """The servers that are compared, each ready to start with the same base, adapters and engine flags.
 
 ours            `loraplex serve`, adapters uploaded over HTTP
-ours-tuned      the same, compiled and told to compute on every core
+ours-tuned      the same, told to compute on every core, and compiled where that can be
 ours-front-end  ours on the engine as stock runs it, without our plugin: what the front-end costs (answers may be wrong)
 stock           vLLM's own server without our plugin, adapters from --lora-modules
 stock-tuned     the same, told to compute on every core
@@ -12,6 +12,7 @@ peft            transformers + PEFT behind a small server, one request at a time
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from rich.progress import track
 
 from adapters.base import BaseModel
 from adapters.demo_base import find_gguf
+from adapters.processor import multiplies_bf16
 from server.engine import vllm_args
 from server.launch import ServerProcess, free_port, launch, start
 from server.settings import Settings
@@ -92,7 +94,9 @@ def _ours(name: str, setup: Setup) -> ServerProcess:
     arguments = ["--model", str(setup.base.path), "--served-model-name", setup.base.name]
     arguments += ["--max-loras", str(setup.max_loras), "--data-dir", str(setup.scratch / f"{name}-data")]
     if name == "ours-tuned":
-        arguments += ["--compile", "--cpu-threads", str(len(os.sched_getaffinity(0)))]
+        arguments += ["--cpu-threads", str(len(os.sched_getaffinity(0)))]
+        if multiplies_bf16() and shutil.which(os.environ.get("CXX", "g++")):
+            arguments.append("--compile")
     if name == "ours-front-end":
         arguments += ["--engine-args=--distributed-executor-backend=mp"]
     environment = {"LORAPLEX_PLUGIN": "off"} if name == "ours-front-end" else {}

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     slower."""
     compile: bool | None = None
     """Compile the model (torch.compile; on CUDA with CUDA graphs). By default on CUDA only: on a CPU a step is then up
-    to a third shorter, but a start longer, and a C++ compiler must be there."""
+    to a third shorter, but a start longer, and it takes a C++ compiler and a processor with bf16 instructions."""
     tool_call_parser: str = "hermes"
     """vLLM's name for the model's tool-call syntax."""
     engine_args: tuple[str, ...] = ()

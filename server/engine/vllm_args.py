@@ -42,12 +42,8 @@ def prepare_environment(settings: Settings) -> None:
 def _prepare_cpu(settings: Settings) -> None:
     """One process schedules and computes. vLLM starts a second one that computes, because the OpenMP environment must
     be there before a process begins; here it is, and each step is spared the way from one to the other and back."""
-    compiler = os.environ.get("CXX", "g++")
-    if settings.compiles and shutil.which(compiler) is None:
-        raise SettingsError(
-            f"compile is set, but there is no C++ compiler ({compiler}) on the path: install one, name it in CXX, or "
-            "serve without --compile"
-        )
+    if settings.compiles:
+        _require_what_compiles()
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # what it keeps of a compilation it never finds again on a CPU
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.data_dir.absolute() / "compiled"))
     if not settings.is_distributed:
@@ -55,6 +51,22 @@ def _prepare_cpu(settings: Settings) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["OMP_NUM_THREADS"] = str(cores)
         os.environ[SHORT_STEP_THREADS] = str(settings.cpu_threads or max(1, cores - 1))
+
+
+def _require_what_compiles() -> None:
+    from adapters.processor import multiplies_bf16
+
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise SettingsError(
+            f"compile is set, but there is no C++ compiler ({compiler}) on the path: install one, name it in CXX, or "
+            "serve without --compile"
+        )
+    if not multiplies_bf16():
+        raise SettingsError(
+            "compile is set, but this processor has no bf16 instructions (AVX512-BF16, AMX): there a compiled model "
+            "answered NaN; serve without --compile"
+        )
 
 
 def command_line(settings: Settings, model: Path, name: str, targets: Collection[str]) -> list[str]:

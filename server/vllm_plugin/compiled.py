@@ -6,7 +6,7 @@ traced, the question "which adapters are in this step" would be answered once, w
 a layer with LoRA becomes one operator that the compiler does not look into.
 
 `--enforce-eager` turns it off, as everywhere in vLLM. Models with experts stay as they are: theirs ask that question
-in other places.
+in other places. So does every model where the processor has no bf16 instructions: compiled for AVX2, it answered NaN.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ _layers: list[Any] = []
 
 def check_and_update_config(stock: Any) -> Any:
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
+        from adapters.processor import multiplies_bf16
+
         lora = vllm_config.lora_config
-        if vllm_config.model_config is not None and not vllm_config.model_config.is_moe:
+        if vllm_config.model_config is not None and not vllm_config.model_config.is_moe and multiplies_bf16():
             vllm_config.lora_config = None  # asked for here only to turn compilation off
         try:
             stock.__func__(cls, vllm_config)

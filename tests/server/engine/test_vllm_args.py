@@ -80,6 +80,13 @@ def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.Mon
         prepared(monkeypatch, 2, compile=True)
 
 
+def test_compiling_for_a_processor_without_bf16_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.processor.multiplies_bf16", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    with pytest.raises(SettingsError, match="no bf16 instructions"):
+        prepared(monkeypatch, 2, compile=True)
+
+
 def test_what_is_compiled_is_kept_in_the_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     assert prepared(monkeypatch, 2, data_dir=tmp_path)["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")

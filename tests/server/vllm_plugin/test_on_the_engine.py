@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from adapters.processor import multiplies_bf16
 from tests.server.vllm_plugin.random_adapters import write_adapter
 
 pytest.importorskip("vllm")
@@ -64,6 +65,8 @@ def fixed(adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def compiled(adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Observed:
     """With all that makes it faster."""
+    if not multiplies_bf16():
+        pytest.skip("without bf16 instructions nothing is compiled")
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         pytest.skip("torch.compile needs a C++ compiler")
     return observe(adapters, tmp_path_factory.mktemp("compiled"), "", "compiled")
