@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from server.fairness import GENERATED_TOKEN, PROMPT_TOKEN
 from server.vllm_plugin.slot_rotation import Rotation
@@ -18,6 +18,8 @@ TURN_S, SEQUENCES = "adapter_turn_s", "sequences"
 """Keys in vLLM's `additional_config`: see slot_rotation; and how many sequences a step decodes, unless one more is the
 first of its adapter, which may use what `max_num_seqs` is beyond that."""
 NO_ADAPTER = 0
+READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+"""Of waiting requests. Others wait for their grammar, say: one that could not compute must not hold a slot."""
 
 
 class RotatingScheduler(Scheduler):  # type: ignore[misc]
@@ -29,7 +31,8 @@ class RotatingScheduler(Scheduler):  # type: ignore[misc]
         self._computing: frozenset[int] = frozenset()
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
-        under_way = [*self.running, *self.kv_holding_waiting, *self.waiting]
+        ready = [request for request in (*self.kv_holding_waiting, *self.waiting) if request.status in READY]
+        under_way = [*self.running, *ready]
         self._computing = self._rotation.choose({adapter_of(request) for request in under_way} - {NO_ADAPTER})
         for request in self.running:
             if not self._may_compute(request):
