@@ -41,7 +41,9 @@ def create_app(decoder: Decoder) -> FastAPI:
     async def completions(request: Request) -> Response:
         body = await request.json()
         if body["model"] not in decoder.models:
-            return JSONResponse({"error": {"message": f"unknown model {body['model']}"}}, 404)
+            known = ", ".join(decoder.models)
+            message = f"unknown model {body['model']}; this server has {known} (without adapters: --suite base)"
+            return JSONResponse({"error": {"message": message}}, 404)
         return StreamingResponse(_events(decoder, turn, body), media_type="text/event-stream")
 
     return app

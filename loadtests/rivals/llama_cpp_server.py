@@ -15,7 +15,13 @@ from loadtests.rivals.completions import serve
 
 class Decoder:
     def __init__(self, gguf: str, name: str, threads: int) -> None:
-        from llama_cpp import Llama
+        try:
+            from llama_cpp import Llama
+        except ImportError:
+            raise SystemExit(
+                "llama-cpp-python is not installed here: `.venv/bin/python -m pip install llama-cpp-python`, which "
+                "compiles it for minutes"
+            ) from None
 
         self.models = (name,)
         self._model = Llama(gguf, n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
