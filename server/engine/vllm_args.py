@@ -45,7 +45,8 @@ def _prepare_cpu(settings: Settings) -> None:
     if settings.compiles:
         _require_what_compiles()
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # what it keeps of a compilation it never finds again on a CPU
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.data_dir.absolute() / "compiled"))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR"):
+        os.environ.setdefault(name, str(settings.data_dir.absolute() / "compiled"))
     if not settings.is_distributed:
         cores = physical_cores()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

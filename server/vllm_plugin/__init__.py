@@ -8,8 +8,8 @@ One module a defect or a slow path, each of which says what is wrong and names w
     four_bit_layers   bitsandbytes dequantises some NF4 shapes wrongly; where the CPU has no bf16 instructions
                       its products are slow, and fp32_products is faster
     packed_nf4        every 4-bit product dequantises its weight first, where the CPU could multiply by the codes
-    fused_lora        the adapters' matrices are gathered anew for every token
-    compiled          with LoRA the model is never compiled
+    fused_lora        the adapters' matrices are gathered anew for every token, in hundreds of small products
+    compiled          with LoRA the model is never compiled; and between a layer and its product lie ten calls
     norm_kernels      RMSNorm is computed in eight operators
     step_threads      all threads wait for each other after every operator, however small
 

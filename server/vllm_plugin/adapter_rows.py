@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
+
+FEW = 32
+"""Rows of one adapter up to which `lora_kernel` computes them faster than matrix products do."""
 
 
 @dataclass(frozen=True)
@@ -18,15 +23,12 @@ class AdapterRows:
     """How many rows the mapping speaks of."""
     rows: torch.Tensor
     slots: torch.Tensor
-    indices: torch.Tensor
-    """The slot of every row, -1 for none. Shape [total]."""
-    _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, indices: torch.Tensor) -> AdapterRows:
         """From vLLM's mapping: the slot of each row, or -1 for no adapter."""
         rows = (indices >= 0).nonzero().squeeze(1)
-        return cls(indices.numel(), rows, indices[rows], indices)
+        return cls(indices.numel(), rows, indices[rows])
 
     @cached_property
     def none(self) -> bool:
@@ -37,27 +39,29 @@ class AdapterRows:
         return bool(self.rows.numel() == self.total)
 
     @cached_property
-    def only(self) -> int | None:
-        """The slot that every row has, if there is such a one."""
-        return self.present[0] if self.every and len(self.present) == 1 else None
+    def groups(self) -> tuple[tuple[int, torch.Tensor | None], ...]:
+        """Each slot that occurs, in order, with the numbers of its rows; None if it has every row."""
+        present: list[int] = self.slots.unique().tolist()
+        if self.every and len(present) == 1:
+            return ((present[0], None),)
+        return tuple((slot, self.rows[self.slots == slot]) for slot in present)
 
     @cached_property
-    def present(self) -> tuple[int, ...]:
-        """The slots that occur, in order."""
-        return tuple(self.slots.unique().tolist())
+    def long_groups(self) -> tuple[tuple[int, torch.Tensor | None], ...]:
+        """Those of more than `FEW` rows."""
+        return tuple((slot, rows) for slot, rows in self.groups if self._size(rows) > FEW)
 
     @cached_property
-    def groups(self) -> tuple[tuple[int, torch.Tensor], ...]:
-        """Each slot that occurs, with the numbers of its rows."""
-        return tuple((slot, self.rows[self.slots == slot]) for slot in self.present)
-
-    def others(self, first: int, last: int, width: int) -> torch.Tensor:
-        """True where a column does not belong to the row's slot: each of the slots `first` to `last` has `width`
-        columns. Shape [total, (last - first + 1) * width]."""
+    def short_groups(self) -> npt.NDArray[np.int64]:
+        """The others, row by row: row number and slot, ordered by slot. Shape [rows, 2]."""
         import torch
 
-        key = (first, last, width)
-        if key not in self._masks:
-            columns = torch.arange(first, last + 1).repeat_interleave(width)
-            self._masks[key] = self.indices[:, None] != columns[None, :]
-        return self._masks[key]
+        short = torch.tensor([slot for slot, rows in self.groups if self._size(rows) <= FEW], dtype=self.slots.dtype)
+        chosen = torch.isin(self.slots, short)
+        rows, slots = self.rows[chosen], self.slots[chosen]
+        order = slots.argsort(stable=True)
+        pairs: npt.NDArray[np.int64] = torch.stack((rows[order], slots[order]), dim=1).long().contiguous().numpy()
+        return pairs
+
+    def _size(self, rows: torch.Tensor | None) -> int:
+        return self.total if rows is None else rows.numel()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from server.vllm_plugin import direct_layers
 from server.vllm_plugin.patches import Patch
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def apply(stock: Callable[..., Any]) -> Callable[..., Any]:
 
         if torch.compiler.is_compiling():
             return torch.ops.loraplex.linear_with_lora(x, bias, self.place, sum(self.output_slices))
-        return stock(self, x, bias)
+        return direct_layers.call(self, x, bias)
 
     return apply
 
@@ -95,7 +96,7 @@ def operators() -> Any:
 
     library = torch.library.Library("loraplex", "DEF")
     library.define("linear_with_lora(Tensor x, Tensor? bias, int place, int out) -> Tensor")
-    library.impl("linear_with_lora", lambda x, bias, place, _: _layers[place]._apply_sync(x, bias), "CPU")
+    library.impl("linear_with_lora", lambda x, bias, place, _: direct_layers.call(_layers[place], x, bias), "CPU")
     library._register_fake("linear_with_lora", lambda x, _, __, out: x.new_empty((*x.shape[:-1], out)))
     library.define("add_lora(Tensor x, Tensor(a!) y, int place) -> ()")
     library.impl("add_lora", _add, "CPU")

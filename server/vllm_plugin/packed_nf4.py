@@ -20,9 +20,12 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from server.vllm_plugin.patches import Patch
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,15 @@ class PackedWeight:
     scales: torch.Tensor
     """bf16 [in / blocksize, out]"""
     blocksize: int
+
+    @property
+    def layout(self) -> npt.NDArray[np.int64]:
+        """[address of the kernel, out, in, address of the codes, of the scales, blocksize], for `kernels`."""
+        function = ctypes.cast(_kernel(), ctypes.c_void_p).value
+        out, half = self.codes.shape
+        return np.array(
+            [function, out, 2 * half, self.codes.data_ptr(), self.scales.data_ptr(), self.blocksize], dtype=np.int64
+        )
 
     def __matmul__(self, rows: torch.Tensor) -> torch.Tensor:
         """weight · rowsᵀ, transposed back: rows [n, in] bf16 → [n, out] bf16."""

@@ -87,6 +87,9 @@ def test_compiling_for_a_processor_without_bf16_is_refused_at_once(monkeypatch: 
         prepared(monkeypatch, 2, compile=True)
 
 
-def test_what_is_compiled_is_kept_in_the_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    assert prepared(monkeypatch, 2, data_dir=tmp_path)["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+@pytest.mark.parametrize("name", ["TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR"])
+def test_what_is_compiled_is_kept_in_the_data_directory(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    assert prepared(monkeypatch, 2, data_dir=tmp_path)[name] == str(tmp_path / "compiled")

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 SLOTS = 3
+DTYPE: Any = None
+"""Of the slots; None: fp32."""
 
 
 def wrapper(token_slots: list[int], *, prefill: bool = True, sampler_slots: list[int] | None = None) -> Any:
@@ -41,6 +43,6 @@ def lora_layer(kind: str, inputs: int, outputs: tuple[int, ...], rank: int, made
     layer.base_layer, layer.punica_wrapper = base, made
     layer.input_size, layer.output_size, layer.output_slices = inputs, sum(outputs), outputs
     layer.n_slices, layer.tp_size, layer.device = len(outputs), 1, torch.device("cpu")
-    config = SimpleNamespace(max_lora_rank=rank, fully_sharded_loras=False, lora_dtype=torch.float32)
+    config = SimpleNamespace(max_lora_rank=rank, fully_sharded_loras=False, lora_dtype=DTYPE or torch.float32)
     layer.create_lora_weights(SLOTS, config)
     return layer

@@ -59,8 +59,10 @@ def test_any_mixture_of_rows(row_slots: list[int], widths: tuple[int, ...]) -> N
     torch.testing.assert_close(added(y, x, a, b, row_slots), wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("row_slots", [[2] * 200, [-1, 0, 1, 3] * 50, [-1] * 150 + [1] * 50])
-def test_long_batches(row_slots: list[int]) -> None:
+@pytest.mark.parametrize(
+    "row_slots", [[2] * 200, [-1, 0, 1, 3] * 50, [-1] * 150 + [1] * 50, [0] + [3] * 40, [0, 1] * 9 + [2] * 33 + [-1]]
+)
+def test_long_batches_and_long_ones_beside_short_ones(row_slots: list[int]) -> None:
     a, b = stacks()
     x, y = draw(1, len(row_slots), INPUTS), draw(2, len(row_slots), sum(WIDTHS))
     wanted = expected(y, x, a, b, row_slots)
@@ -68,10 +70,9 @@ def test_long_batches(row_slots: list[int]) -> None:
 
 
 @pytest.mark.parametrize("row_slots", [[1, 1], [-1, 0, 1, 3], [3, -1] * 50, [2] * 100])
-@pytest.mark.parametrize(
-    ("emulated", "small", "dtype"), [(True, 0, "float32"), (False, 18, "float32"), (False, 17, "bfloat16")]
-)
-def test_bf16_with_slots_in_bf16_or_fp32(
+@pytest.mark.parametrize(("emulated", "dtype"), [(True, "float32"), (False, "bfloat16")])
+@pytest.mark.parametrize("small", [17, 18])
+def test_bf16_with_slots_in_bf16_or_fp32_small_and_large(
     row_slots: list[int], emulated: bool, small: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adapters.processor.multiplies_bf16", lambda: not emulated)
@@ -80,14 +81,21 @@ def test_bf16_with_slots_in_bf16_or_fp32(
     x, y = draw(1, len(row_slots), INPUTS).bfloat16(), draw(2, len(row_slots), sum(WIDTHS)).bfloat16()
     wanted = expected(y, x, [each.float() for each in a], [each.float() for each in b], row_slots)
     got = added(y, x, a, b, row_slots)
-    assert got.dtype == torch.bfloat16
-    assert fused_lora.fuse(a, b)[0].slots.a.dtype == getattr(torch, dtype)
+    slots = fused_lora.fuse(a, b)[0].slots
+    assert (got.dtype, slots.dtype, slots.small) == (torch.bfloat16, getattr(torch, dtype), small == RANK * INPUTS)
     torch.testing.assert_close(got.float(), wanted, atol=0.1, rtol=0.02)
+
+
+def test_half_precision_goes_without_the_kernel() -> None:
+    a, b = ([each.half() for each in stack] for stack in stacks())
+    x, y = draw(1, 3, INPUTS).half(), draw(2, 3, sum(WIDTHS)).half()
+    wanted = expected(y, x, [each.float() for each in a], [each.float() for each in b], [2, -1, 0])
+    torch.testing.assert_close(added(y, x, a, b, [2, -1, 0]).float(), wanted, atol=0.05, rtol=0.01)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e38])
 @pytest.mark.parametrize("matrix", ["a", "b"])
-@pytest.mark.parametrize("row_slots", [[-1, 1, 0, 2, -1], [0, 2, -1, 2, 0]])
+@pytest.mark.parametrize("row_slots", [[-1, 1, 0, 2, -1], [0, 2, -1, 2, 0], [1] * 50 + [0, -1]])
 def test_an_adapter_that_overflows_stays_in_its_rows(bad: float, matrix: str, row_slots: list[int]) -> None:
     """Also one that lies in a slot between those of the batch, and has no row in it."""
     a, b = stacks()
@@ -95,21 +103,34 @@ def test_an_adapter_that_overflows_stays_in_its_rows(bad: float, matrix: str, ro
     slots = fused_lora.fuse(a, b)[0].slots
     for slot in range(SLOTS):
         slots.filled(slot)
-    x, y = draw(1, 5, INPUTS), torch.zeros(5, sum(WIDTHS))
+    x, y = draw(1, len(row_slots), INPUTS), torch.zeros(len(row_slots), sum(WIDTHS))
     x[:, 0] = 1e3
     slots.add(AdapterRows.of(torch.tensor(row_slots)), y, x)
     assert (~y.isfinite()).any(1).tolist() == [slot == 1 for slot in row_slots]
 
 
-def test_a_slot_filled_anew_is_trusted_again() -> None:
+def test_what_lies_beyond_an_adapters_rank_is_not_computed() -> None:
+    """Whatever is zero in A and in B: a rank below the slot's, a slice or a whole layer that it leaves alone."""
     a, b = stacks()
-    b[1][2] = torch.nan
+    for each in (a[0][1, 0, 2], b[0][1, 0, :, 2], a[1][1], b[1][1], a[2][1, 0, :2], b[2][1, 0, :, :2]):
+        each.zero_()
+    x, y = draw(1, 4, INPUTS), draw(2, 4, sum(WIDTHS))
+    wanted = expected(y, x, a, b, [1, 0, 1, -1])
     slots = fused_lora.fuse(a, b)[0].slots
+    slots.filled(1)
+    assert slots.ranks.tolist() == [[3, 3, 3], [2, 0, 3], [3, 3, 3], [3, 3, 3]]
+    slots.add(AdapterRows.of(torch.tensor([1, 0, 1, -1])), y, x)
+    torch.testing.assert_close(y, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_slot_filled_anew_has_its_new_rank() -> None:
+    slots = fused_lora.fuse(*stacks())[0].slots
+    slots.b[1][2], slots.a[2] = 0, 0
     slots.filled(2)
-    assert slots.infinite == {2}
-    slots.b[1][2] = 0
+    assert slots.ranks[2].tolist() == [3, 0, 3]
+    slots.a[2, RANK] = torch.nan
     slots.filled(2)
-    assert slots.infinite == set()
+    assert slots.ranks[2].tolist() == [3, 1, 3]
 
 
 def test_vllms_tensors_are_views_and_nothing_is_stored_twice() -> None:
