@@ -54,7 +54,7 @@ bench: $(READY)  ## load test against stock vLLM's own server, in one run
 	$(BIN)/python -m loadtests
 
 bench-full: $(READY)  ## the same with popularity, arrivals, 1,000 adapters, and more servers (hours)
-	$(BIN)/python -m loadtests --suite full --adapters 1000 --servers stock-tuned,stock,ours-front-end,ours,ours-tuned
+	$(BIN)/python -m loadtests --suite full --adapters 1000 --max-loras 16 --servers stock-tuned,stock,ours-front-end,ours,ours-tuned
 	$(BIN)/python -m loadtests --suite fairness --max-loras 1 --report .cache/loadtest-fairness
 
 docs: $(READY)   ## write README's tables anew from the code

@@ -71,7 +71,7 @@ def line_up(settings: Settings) -> Turns:
     """Who may go to the engine: what it decodes together, a few that are ready to take over in the very step after one
     has ended, and a few newcomers. As many adapters as it can decode, or, where its slots go round, as it can hold."""
     return Turns(
-        settings.resident_adapters if settings.rotates else settings.max_loras,
+        settings.resident_adapters if settings.rotates else settings.slots,
         settings.sequences + settings.spare_sequences,
         settings.adapter_turn_s,
         settings.max_waiting_requests,

@@ -93,11 +93,13 @@ class Settings(BaseSettings):
     engine_args: tuple[str, ...] = ()
     """Further arguments for vLLM, appended as they are: `--engine-args=--block-size=64`."""
 
-    max_loras: int = Field(default=4, ge=1)
-    """Adapter slots: how many different adapters one batch can mix."""
+    max_loras: int | None = Field(default=None, ge=1)
+    """Adapter slots: how many different adapters one batch can mix. By default 4 on CUDA; on a CPU 16, or fewer where
+    fewer sequences are decoded or fewer adapters stay resident. A slot takes memory for an adapter of `max_lora_rank`;
+    on a CPU an empty one costs no time."""
     max_resident_adapters: int | None = Field(default=None, ge=1)
-    """How many adapters the engine keeps loaded; the least recently used idle one makes room. By default 16, or
-    `max_loras` where that is more."""
+    """How many adapters the engine keeps loaded; the least recently used idle one makes room. By default 64, or
+    `max_loras` where that is more. Each takes the memory of its own matrices."""
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
     """Largest rank that is admitted. Slots are padded to it: memory and compute grow with it."""
     adapter_wait_s: float = Field(default=60.0, gt=0)
@@ -129,7 +131,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _slots_fit(self) -> Settings:
-        if self.resident_adapters < self.max_loras:
+        if self.resident_adapters < self.slots:
             raise ValueError(
                 f"max_resident_adapters is {self.max_resident_adapters}, but max_loras is {self.max_loras}: "
                 "the engine must hold at least as many adapters as one batch can mix"
@@ -143,8 +145,14 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def slots(self) -> int:
+        """How many adapters one batch can mix."""
+        most = 4 if self.device == "cuda" else min(16, self.sequences)
+        return self.max_loras or min(most, self.max_resident_adapters or most)
+
+    @property
     def resident_adapters(self) -> int:
-        return self.max_resident_adapters or max(16, self.max_loras)
+        return self.max_resident_adapters or max(64, self.slots)
 
     @property
     def sequences(self) -> int:

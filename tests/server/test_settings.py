@@ -18,7 +18,7 @@ def toml(tmp_path: Path) -> Path:
 
 
 def test_flag_beats_environment_beats_file_beats_default(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_settings([]).max_loras == 4
+    assert load_settings([]).max_loras is None
     assert load_settings(["--config", str(toml)]).max_loras == 3
     monkeypatch.setenv("LORAPLEX_MAX_LORAS", "5")
     assert load_settings(["--config", str(toml)]).max_loras == 5
@@ -122,12 +122,23 @@ def test_list_flags_repeat_and_are_taken_as_they_are() -> None:
 
 def test_the_engine_must_hold_what_one_batch_can_mix() -> None:
     with pytest.raises(SettingsError, match="max_resident_adapters is 2, but max_loras is 4"):
-        load_settings(["--max-resident-adapters", "2"])
+        load_settings(["--max-resident-adapters", "2", "--max-loras", "4"])
 
 
-@pytest.mark.parametrize(("flags", "resident"), [([], 16), (["--max-loras", "20"], 20)])
-def test_resident_adapters_by_default(flags: list[str], resident: int) -> None:
-    assert load_settings(flags).resident_adapters == resident
+@pytest.mark.parametrize(
+    ("flags", "slots", "resident"),
+    [
+        ([], 16, 64),
+        (["--max-loras", "80"], 80, 80),
+        (["--max-resident-adapters", "5"], 5, 5),
+        (["--max-num-seqs", "3"], 3, 64),
+        (["--max-num-seqs", "100"], 16, 64),
+        (["--device", "cuda"], 4, 64),
+    ],
+)
+def test_slots_and_resident_adapters_by_default(flags: list[str], slots: int, resident: int) -> None:
+    settings = load_settings(flags)
+    assert (settings.slots, settings.resident_adapters) == (slots, resident)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

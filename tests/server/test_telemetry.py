@@ -85,7 +85,7 @@ def test_routers_find_one_series_with_what_is_loaded(client: TestClient) -> None
         client.post("/v1/chat/completions", json=chat(name))
     (info,) = page(client)["vllm:lora_requests_info"].samples
     assert info.labels == {
-        "max_lora": "4",
+        "max_lora": "16",
         "running_lora_adapters": f"a@{digests['a'][7:19]},b@{digests['b'][7:19]}",
         "waiting_lora_adapters": "",
     }
