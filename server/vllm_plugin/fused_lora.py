@@ -50,14 +50,14 @@ class Slots:
         """Of each slot's adapter, a slice: what lies beyond is zero. Shape [slots, slices]."""
         self.dtype = a.dtype
         self.small = self.rank * max(a.shape[2], *self.widths) <= SMALL
+        self.readable = kernels.multiplies(a.dtype, a.dtype)
+        """By the kernels."""
         self._kernels = kernels
 
     def filled(self, slot: int) -> None:
         """Call it when vLLM has written to the slot."""
-        for number, b in enumerate(self.b):
-            a = self.a[slot, number * self.rank : (number + 1) * self.rank]
-            used = ((a != 0).any(1) | (b[slot] != 0).any(1)).nonzero()
-            self.ranks[slot, number] = int(used.max()) + 1 if used.numel() else 0
+        if self.readable:
+            self._kernels.find_ranks(self.layout, self.dtype, self.ranks, slot)
 
     def add(self, rows: AdapterRows, y: torch.Tensor, x: torch.Tensor) -> None:
         """y[row] += B[slot] · A[slot] · x[row] for every row that has a slot. y [rows, sum of outs], x [rows, in]."""

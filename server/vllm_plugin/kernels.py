@@ -87,6 +87,11 @@ def multiply_and_add(
     _multiply_and_add(packed, y.shape[0], layer, ranks, rows, *place)
 
 
+def find_ranks(layer: npt.NDArray[np.int64], matrices: torch.dtype, ranks: npt.NDArray[np.int64], slot: int) -> None:
+    """Set ranks[slot] to what of the slot is not zero, each slice by itself: neither in A nor in B."""
+    _find_ranks(layer, ranks, slot, _samples()[matrices])
+
+
 def warm_up(rows: torch.dtype, matrices: torch.dtype) -> None:
     """Compile for these types, or read it from the cache, so that no request waits for it."""
     import torch
@@ -94,6 +99,7 @@ def warm_up(rows: torch.dtype, matrices: torch.dtype) -> None:
     signature = [types.int64[::1], types.int64[:, ::1], types.int64[:, ::1], *[types.int64] * 4]
     signature += [numba_typeof(_samples()[each]) for each in (rows, matrices)]
     _add.compile(tuple(signature))
+    _find_ranks.compile((types.int64[::1], types.int64[:, ::1], types.int64, numba_typeof(_samples()[matrices])))
     if rows == torch.bfloat16:
         _multiply_and_add.compile((types.int64[::1], types.int64, *signature))
 
@@ -301,3 +307,29 @@ def _multiply_and_add(
     kernel, out, width, codes, scales, blocksize = packed[0], packed[1], packed[2], packed[3], packed[4], packed[5]
     _multiply(kernel, count, out, width, x, codes, scales, y, blocksize, x_stride, y_stride)
     _add(layer, ranks, rows, x, x_stride, y, y_stride, stored, matrices)
+
+
+@_compiled
+def _is_zero(stored: Any) -> bool:
+    for column in range(stored.size):
+        if _wide(stored[column]) != np.float32(0):  # NaN is not zero
+            return False
+    return True
+
+
+@_compiled
+def _find_ranks(layer: Any, ranks: Any, slot: Any, matrices: Any) -> None:
+    width, most, slices, a = layer[0], layer[1], layer[2], layer[3]
+    for number in range(slices):
+        out, b = layer[4 + 2 * number], layer[5 + 2 * number]
+        rank = most
+        while rank > 0:
+            row_of_a = ((slot * slices + number) * most + rank - 1) * width
+            row_of_b = (slot * most + rank - 1) * out
+            if not (
+                _is_zero(_array(a + row_of_a * matrices.itemsize, width, matrices))
+                and _is_zero(_array(b + row_of_b * matrices.itemsize, out, matrices))
+            ):
+                break
+            rank -= 1
+        ranks[slot, number] = rank
