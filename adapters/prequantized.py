@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         prequantize(BaseModel.read(base, cache_dir=fingerprints), destination)
     except OSError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", soft_wrap=True)
+        Console().print(str(error), soft_wrap=True, markup=False)  # on stdout: stderr has the progress bar
         return 1
     return 0
 

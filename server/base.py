@@ -43,9 +43,13 @@ def weights_of(settings: Settings, base: BaseModel) -> Path:
         log.info("keeping the base in NF4, once", extra={"path": str(place)})
         arguments = (base.path, place, settings.data_dir / "fingerprints")
         command = [sys.executable, "-m", "adapters.prequantized", *map(str, arguments)]
-        made = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        errors = None if sys.stderr.isatty() else subprocess.PIPE  # its progress bar is for a terminal
+        made = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, check=False
+        )
         if made.returncode:
-            log.warning("the base in NF4 cannot be kept", extra={"reason": made.stderr.strip()[-500:]})
+            reason = (made.stdout + (made.stderr or "")).strip()[-500:]
+            log.warning("the base in NF4 cannot be kept", extra={"reason": reason})
             return base.path
     return place
 

@@ -311,10 +311,10 @@ def _multiply_and_add(
 
 @_compiled
 def _is_zero(stored: Any) -> bool:
+    zeros = True
     for column in range(stored.size):
-        if _wide(stored[column]) != np.float32(0):  # NaN is not zero
-            return False
-    return True
+        zeros &= _wide(stored[column]) == np.float32(0)  # NaN is not
+    return zeros
 
 
 @_compiled

@@ -108,7 +108,7 @@ def test_what_fails_half_way_leaves_nothing_and_says_why(
     assert main([str(base), str(tmp_path / "cache" / "made"), str(tmp_path / "fingerprints")]) == 1
 
     assert list((tmp_path / "cache").iterdir()) == []
-    assert "No space left" in capsys.readouterr().err
+    assert "No space left" in capsys.readouterr().out
 
 
 def test_what_is_quantised_or_has_fused_experts_stays_as_it_is(made: Path, tmp_path: Path) -> None:
