@@ -37,6 +37,8 @@ from server.telemetry import Telemetry
 def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None = None) -> FastAPI:
     """The application, unstarted. `build_engine` replaces the engine that the settings name (tests)."""
     _make_data_dir(settings)
+    if build_engine is None and settings.engine == "vllm":
+        vllm_args.prepare_environment(settings)  # first: making the demo base imports torch, which reads some of it
     base = find_base(settings)
     services = wire(settings, base, build_engine or engine_builder(settings, base))
     app = FastAPI(title="loraplex", lifespan=_lifespan, openapi_url=None)
@@ -95,7 +97,6 @@ def engine_builder(settings: Settings, base: BaseModel) -> Callable[[], Engine]:
     """A maker of fresh engines, for the first start and for every rebuild."""
     if settings.engine == "fake":
         return lambda: FakeEngine(base.name, capacity=settings.resident_adapters + 1)
-    vllm_args.prepare_environment(settings)
     targets = {module.rpartition(".")[2] for module in base.modules}
     return lambda: VllmEngine(lambda: vllm_args.command_line(settings, weights_of(settings, base), base.name, targets))
 

@@ -12,11 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.base import BaseModel
+from server.app import create_app
 from server.cli import main
 from server.engine.fake import FakeEngine
 from server.errors import SettingsError
 from server.launch import ServerProcess, free_port, launch
 from server.listen import require_free
+from server.settings import Settings
 from tests.server.harness import chat, said
 
 
@@ -143,6 +146,21 @@ def test_a_signal_ends_it_cleanly(tiny_base: Path, tmp_path: Path, number: signa
         assert "Finished server process" in server.log.read_text()
 
 
+def test_the_environment_is_ready_before_the_base_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making the demo base imports torch, which would choose another directory for what it compiles."""
+    order = []
+    monkeypatch.setattr("server.engine.vllm_args.prepare_environment", lambda _: order.append("environment"))
+
+    def find_base(_: Settings) -> BaseModel:
+        order.append("base")
+        raise SettingsError("enough")
+
+    monkeypatch.setattr("server.app.find_base", find_base)
+    with pytest.raises(SettingsError, match="enough"):
+        create_app(Settings(data_dir=tmp_path))
+    assert order == ["environment", "base"]
+
+
 def test_an_engine_whose_first_start_fails_ends_the_server_with_code_1(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +169,7 @@ def test_an_engine_whose_first_start_fails_ends_the_server_with_code_1(
             raise RuntimeError("no memory")
 
     monkeypatch.setattr("server.app.engine_builder", lambda *_: BrokenEngine)
+    monkeypatch.setattr("server.engine.vllm_args.prepare_environment", lambda _: None)
     monkeypatch.setattr("server.logs.configure", lambda _: None)
     before = signal.getsignal(signal.SIGTERM)
     try:
