@@ -8,6 +8,9 @@ AdapterError
 ├── NotFound                     no such adapter, version or alias
 ├── Conflict                     the request contradicts what is registered
 ├── StoreError                   the blob store is damaged or cannot be written
+├── RemoteError                  a server that we called did not do what we asked
+│   ├── RemoteUnreachable        it did not answer, or it is no server of ours
+│   └── RemoteRefusal            it refused; its message and code are passed on
 └── TrainError                   a training run cannot start or cannot go on
     ├── ConfigError              the configuration is wrong
     ├── DataError                the data is wrong; the message names file:line:field
@@ -58,6 +61,24 @@ class Conflict(AdapterError):
 
 class StoreError(AdapterError):
     code = "store_error"
+
+
+class RemoteError(AdapterError):
+    code = "remote_error"
+
+
+class RemoteUnreachable(RemoteError):
+    code = "server_unreachable"
+
+
+class RemoteRefusal(RemoteError):
+    """`status`: what it answered."""
+
+    code = "refused"
+
+    def __init__(self, message: str, *, code: str | None = None, status: int = 500) -> None:
+        super().__init__(message, code=code)
+        self.status = status
 
 
 class TrainError(AdapterError):

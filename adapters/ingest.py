@@ -36,7 +36,13 @@ class Ingest:
         store.claim(registry.identity)
 
     def upload(
-        self, name: str, files: Sequence[UploadedFile], *, description: str | None = None, promote: bool = True
+        self,
+        name: str,
+        files: Sequence[UploadedFile],
+        *,
+        description: str | None = None,
+        promote: bool = True,
+        by: str | None = None,
     ) -> tuple[Version, bool]:
         """The version, and whether it is new. After any failure store and registry are what they were."""
         self._require_free(name)
@@ -44,7 +50,7 @@ class Ingest:
             unpack(files, staged, self._limits)
             manifest = validate(staged, self._base, self._max_rank)
             with self._store.lock():
-                return self._admit(name, staged, manifest, description, promote)
+                return self._admit(name, staged, manifest, description, promote, by)
 
     def directory(
         self, name: str, path: Path, *, description: str | None = None, promote: bool = True
@@ -78,11 +84,11 @@ class Ingest:
             raise refuse("bad_name", f"{name!r} is the base model's name, expected one of its own")
 
     def _admit(
-        self, name: str, staged: Path, manifest: Manifest, description: str | None, promote: bool
+        self, name: str, staged: Path, manifest: Manifest, description: str | None, promote: bool, by: str | None
     ) -> tuple[Version, bool]:
         try:
             self._store.publish(staged, manifest.digest)
-            return self._registry.add_version(name, manifest, description=description, promote=promote)
+            return self._registry.add_version(name, manifest, description=description, promote=promote, by=by)
         except BaseException:
             self._delete_unreferenced({manifest.digest})
             raise

@@ -32,6 +32,22 @@ class Version:
 
 
 @dataclass(frozen=True)
+class Move:
+    """An alias that pointed at version `old` and from then on at `new`; None where it was not there."""
+
+    alias: str
+    old: int | None
+    new: int | None
+    how: str
+    """`upload`, `set`, `remove`, `delete` (of the version) or `rollback`."""
+    by: str | None
+    """The id of the API key, where it is known."""
+    at: datetime
+    undone: bool
+    """Whether a rollback took it back."""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A name with its versions in ascending order, and the aliases that point at them."""
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from adapters import names, rows, schema
+from adapters import migrations, names, rows, schema
 from adapters.database import Database
 from adapters.errors import Conflict, StoreError
 from adapters.manifest import Manifest
-from adapters.records import DRAINING, READY, STATES, Adapter, Version
+from adapters.records import DRAINING, READY, STATES, Adapter, Move, Version
 from adapters.references import listed, living, pick, unknown_ref
 
-__all__ = ["Adapter", "Registry", "Version"]
+__all__ = ["Adapter", "Move", "Registry", "Version"]
 
 
 class Registry:
@@ -28,8 +28,11 @@ class Registry:
         self._database = Database(url)
         try:
             with self._database.write() as connection:
-                schema.prepare(connection)
-        except DBAPIError as error:
+                migrations.upgrade(connection)
+        except BaseException as error:
+            self._database.close()
+            if not isinstance(error, DBAPIError):
+                raise
             raise StoreError(
                 f"the registry database {self._database.shown_url} cannot be opened: {error.orig}; "
                 "check that its directory or server exists and that it is a database"
@@ -39,24 +42,30 @@ class Registry:
     def identity(self) -> str:
         """32 hex digits made with the database: the same for every process that opens it."""
         with self._database.read() as connection:
-            return str(connection.scalar(select(schema.schema_version.c.identity)))
+            return str(connection.scalar(select(schema.identity.c.identity)))
 
     def close(self) -> None:
         self._database.close()
 
     def add_version(
-        self, name: str, manifest: Manifest, *, description: str | None = None, promote: bool = True
+        self,
+        name: str,
+        manifest: Manifest,
+        *,
+        description: str | None = None,
+        promote: bool = True,
+        by: str | None = None,
     ) -> tuple[Version, bool]:
         """The version, and whether it is new: the same bytes under the same name are the same version."""
         names.require_name(name)
         names.require_description(description)
         try:
-            return self._add_version(name, manifest, description, promote)
+            return self._add_version(name, manifest, description, promote, by)
         except IntegrityError:  # another process registered the same new name first
-            return self._add_version(name, manifest, description, promote)
+            return self._add_version(name, manifest, description, promote, by)
 
     def _add_version(
-        self, name: str, manifest: Manifest, description: str | None, promote: bool
+        self, name: str, manifest: Manifest, description: str | None, promote: bool, by: str | None
     ) -> tuple[Version, bool]:
         with self._database.write() as connection:
             last = rows.open_adapter(connection, name, description)
@@ -64,7 +73,7 @@ class Registry:
             number = known.number if known else rows.insert_version(connection, name, last + 1, manifest)
             version = rows.require_version(connection, name, number)
             if version.state == READY and (promote or not _has_default(rows.read_adapter(connection, name))):
-                rows.point(connection, name, names.DEFAULT, number)
+                rows.move(connection, name, names.DEFAULT, number, "upload", by=by)
             return version, known is None
 
     def adapters(self) -> list[Adapter]:
@@ -81,23 +90,52 @@ class Registry:
             adapter = rows.read_adapter(connection, name)
         return pick(adapter, names.DEFAULT if ref is None else ref)
 
-    def set_alias(self, name: str, alias: str, number: int) -> Adapter:
+    def set_alias(self, name: str, alias: str, number: int, *, by: str | None = None) -> Adapter:
         names.require_alias(alias)
         with self._writing(name) as connection:
             version = rows.require_version(connection, name, number)
             if version.state != READY:
                 raise Conflict(f"{version.ref} is {version.state}; an alias can only move to a ready version")
-            rows.point(connection, name, alias, number)
+            rows.move(connection, name, alias, number, "set", by=by)
             return rows.read_adapter(connection, name)
 
-    def remove_alias(self, name: str, alias: str) -> Adapter:
+    def rollback(self, name: str, alias: str = names.DEFAULT, *, by: str | None = None) -> Adapter:
+        """Take back the last move of the alias; once more, the one before it. Conflict where there is nothing to go
+        back to, or what it pointed to cannot serve any more."""
+        with self._writing(name) as connection:
+            adapter = rows.read_adapter(connection, name)
+            if alias not in adapter.aliases:
+                raise unknown_ref(adapter, alias)
+            moves = rows.read_moves(connection, name, alias)
+            number, last = next(
+                ((number, move) for number, move in moves if not move.undone and move.how != "rollback"), (0, None)
+            )
+            if last is None or last.old is None:
+                raise Conflict(
+                    f"alias {alias!r} of {name} has no earlier target on record; move it with PUT instead",
+                    code="nothing_to_roll_back",
+                )
+            _require_servable(adapter, alias, last.old)
+            rows.move(connection, name, alias, last.old, "rollback", by=by)
+            rows.mark_undone(connection, number)
+            return rows.read_adapter(connection, name)
+
+    def moves(self, name: str, alias: str) -> list[Move]:
+        """Of an alias, the latest first, also when it is gone. NotFound where it never was."""
+        with self._database.read() as connection:
+            adapter = rows.read_adapter(connection, name)
+            moves = [move for _, move in rows.read_moves(connection, name, alias)]
+        if not moves and alias not in adapter.aliases:
+            raise unknown_ref(adapter, alias)
+        return moves
+
+    def remove_alias(self, name: str, alias: str, *, by: str | None = None) -> Adapter:
         if alias == names.DEFAULT:
             raise Conflict(f"alias {alias!r} is what {name!r} alone means; move it to another version instead")
         with self._writing(name) as connection:
             if alias not in rows.read_aliases(connection, name):
                 raise unknown_ref(rows.read_adapter(connection, name), alias)
-            table = schema.aliases
-            connection.execute(delete(table).where(table.c.adapter == name, table.c.alias == alias))
+            rows.move(connection, name, alias, None, "remove", by=by)
             return rows.read_adapter(connection, name)
 
     def set_state(
@@ -139,6 +177,17 @@ class Registry:
         with self._database.write() as connection:
             rows.require_adapter(connection, name, lock=True)
             yield connection
+
+
+def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
+    states = {version.number: version.state for version in adapter.versions}
+    if states.get(number) != READY:
+        ready = [str(version.number) for version in adapter.versions if version.state == READY]
+        raise Conflict(
+            f"before its last move alias {alias!r} of {adapter.name} pointed to version {number}, which is "
+            f"{states.get(number, 'deleted')}; move it with PUT to one that is ready: {listed(ready)}",
+            code="rollback_target_gone",
+        )
 
 
 def _has_default(adapter: Adapter) -> bool:

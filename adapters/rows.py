@@ -9,8 +9,11 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from adapters import names, schema
 from adapters.errors import NotFound
 from adapters.manifest import Manifest
-from adapters.records import READY, Adapter, Version
+from adapters.records import READY, Adapter, Move, Version
 from adapters.references import listed, only
+
+MOVES_KEPT = 100
+"""Of an alias; older ones are forgotten."""
 
 
 def open_adapter(connection: Connection, name: str, description: str | None) -> int:
@@ -52,16 +55,47 @@ def insert_version(connection: Connection, name: str, number: int, manifest: Man
     return number
 
 
-def point(connection: Connection, name: str, alias: str, number: int) -> None:
-    table = schema.aliases
-    connection.execute(delete(table).where(table.c.adapter == name, table.c.alias == alias))
-    connection.execute(insert(table).values(adapter=name, alias=alias, number=number))
+def move(connection: Connection, name: str, alias: str, number: int | None, how: str, *, by: str | None = None) -> None:
+    """Point the alias at a version, or at none, and keep a record of it. Nothing where it points there already."""
+    table, moves = schema.aliases, schema.alias_moves
+    here = (table.c.adapter == name, table.c.alias == alias)
+    old = connection.scalar(select(table.c.number).where(*here))
+    if old == number:
+        return
+    connection.execute(delete(table).where(*here))
+    if number is not None:
+        connection.execute(insert(table).values(adapter=name, alias=alias, number=number))
+    values = {"old_number": old, "new_number": number, "how": how, "moved_by": by, "moved_at": datetime.now(UTC)}
+    connection.execute(insert(moves).values(adapter=name, alias=alias, undone=False, **values))
+    of_alias = select(moves.c.id).where(moves.c.adapter == name, moves.c.alias == alias)
+    kept = of_alias.order_by(moves.c.id.desc()).limit(MOVES_KEPT)
+    connection.execute(
+        delete(moves).where(moves.c.adapter == name, moves.c.alias == alias, moves.c.id.not_in(kept.scalar_subquery()))
+    )
+
+
+def read_moves(connection: Connection, name: str, alias: str) -> list[tuple[int, Move]]:
+    """With their row numbers, the latest first."""
+    table = schema.alias_moves
+    of_alias = select(table).where(table.c.adapter == name, table.c.alias == alias).order_by(table.c.id.desc())
+    return [
+        (row.id, Move(alias, row.old_number, row.new_number, row.how, row.moved_by, row.moved_at, row.undone))
+        for row in connection.execute(of_alias)
+    ]
+
+
+def mark_undone(connection: Connection, move_id: int) -> None:
+    table = schema.alias_moves
+    connection.execute(update(table).where(table.c.id == move_id).values(undone=True))
 
 
 def delete_version(connection: Connection, name: str, number: int) -> None:
     """With the aliases that point to it."""
-    for table in (schema.aliases, schema.versions):
-        connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
+    for alias, target in read_aliases(connection, name).items():
+        if target == number:
+            move(connection, name, alias, None, "delete")
+    table = schema.versions
+    connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
 
 
 def adapter_names(connection: Connection) -> list[str]:

@@ -1,36 +1,32 @@
-"""The registry's tables, in portable types, and the row that says which schema a database has.
+"""The registry's tables, in portable types. `migrations` makes them, step by step; this is what they lead to.
 
-It knows how to make and recognise the schema, not what the rows mean.
+It does not know what the rows mean.
 """
 
 from __future__ import annotations
 
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
-    Connection,
     DateTime,
     Dialect,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     MetaData,
     String,
     Table,
     Text,
     TypeDecorator,
-    insert,
-    inspect,
-    select,
 )
 
-from adapters.errors import StoreError
-
-SCHEMA_VERSION = 1
+REVISION = "2"
+"""The last step in `migrations/versions`."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -48,10 +44,10 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-schema_version = Table(
+identity = Table(
     "loraplex_schema",
     metadata,
-    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, primary_key=True, autoincrement=False),  # for the first release, which had no steps
     # Which registry this is: the blob store remembers it, so that no other registry sweeps its blobs away.
     Column("identity", String(32), nullable=False),
 )
@@ -88,16 +84,17 @@ aliases = Table(
     ForeignKeyConstraint(["adapter", "number"], ["adapter_versions.adapter", "adapter_versions.number"]),
 )
 
-
-def prepare(connection: Connection) -> None:
-    """Make the tables in an empty database, or refuse a database of another schema."""
-    if not inspect(connection).has_table(schema_version.name):
-        metadata.create_all(connection)
-        connection.execute(insert(schema_version).values(version=SCHEMA_VERSION, identity=uuid.uuid4().hex))
-    found = connection.scalar(select(schema_version.c.version))
-    if found != SCHEMA_VERSION:
-        raise StoreError(
-            f"the registry database has schema {found}, this loraplex knows {SCHEMA_VERSION}; "
-            "start the loraplex release that wrote it, or point the registry at another database",
-            code="schema_mismatch",
-        )
+alias_moves = Table(
+    "adapter_alias_moves",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter", String(128), ForeignKey("adapters.name"), nullable=False),
+    Column("alias", String(128), nullable=False),
+    Column("old_number", Integer),  # none: the alias was not there
+    Column("new_number", Integer),  # none: it went
+    Column("how", String(16), nullable=False),
+    Column("moved_by", String(128)),
+    Column("moved_at", UtcDateTime, nullable=False),
+    Column("undone", Boolean, nullable=False),
+    Index("ix_adapter_alias_moves_alias", "adapter", "alias"),
+)

@@ -17,6 +17,7 @@ USAGE = """usage: loraplex <command> [options]
 
   serve    serve the base model and its adapters          loraplex serve --help
   train    make an adapter                                 loraplex train --help
+  adapters push, list, show, promote, roll back, remove    loraplex adapters --help
   keys     make an API key                                 loraplex keys new --help
   demo     train two adapters, serve them, chat with them  loraplex demo --help
 """
@@ -25,7 +26,13 @@ USAGE = """usage: loraplex <command> [options]
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 wrongly called or configured (train has its own, see `loraplex train --help`)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"serve": serve, "train": train, "keys": keys, "demo": demo}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "serve": serve,
+        "train": train,
+        "adapters": adapters,
+        "keys": keys,
+        "demo": demo,
+    }
     if not arguments or arguments[0] not in commands:
         asked_for_help = arguments[:1] in (["-h"], ["--help"])
         print(USAGE, file=sys.stdout if asked_for_help else sys.stderr, end="")
@@ -81,6 +88,12 @@ def train(argv: list[str]) -> int:
     from adapters.train.cli import main as train_main
 
     return train_main(argv)
+
+
+def adapters(argv: list[str]) -> int:
+    from server.adapters_cli import main as adapters_main
+
+    return adapters_main(argv)
 
 
 def keys(argv: list[str]) -> int:

@@ -26,7 +26,14 @@ ENV_PREFIX = "LORAPLEX_"
 # Read elsewhere on purpose: by `loraplex train --server`, by the plugin inside vLLM's processes, and by the tests for
 # the cache they share with the demo.
 OTHER_ENV_NAMES = {
-    *("LORAPLEX_API_KEY", "LORAPLEX_PLUGIN", "LORAPLEX_STEP_THREADS", "LORAPLEX_CACHE_DIR", "LORAPLEX_CONFIG"),
+    *(
+        "LORAPLEX_API_KEY",
+        "LORAPLEX_SERVER",
+        "LORAPLEX_PLUGIN",
+        "LORAPLEX_STEP_THREADS",
+        "LORAPLEX_CACHE_DIR",
+        "LORAPLEX_CONFIG",
+    ),
 }
 DISTRIBUTING = (
     *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),

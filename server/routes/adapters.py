@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from adapters.errors import Conflict
-from adapters.registry import Adapter, Version
+from adapters.names import DEFAULT
+from adapters.registry import Adapter, Move, Version
 from adapters.upload import UploadLimits
 from server import uploads
-from server.auth import require
+from server.auth import Publisher, require
 from server.errors import BadRequest
 from server.resolve import engine_name
 from server.services import Services, Wired
@@ -22,7 +23,7 @@ WaitSeconds = Annotated[float, Query(alias="wait_s", ge=0, le=600)]
 
 
 @changing.post("", status_code=201)
-async def upload(request: Request, wired: Wired, response: Response) -> dict[str, Any]:
+async def upload(request: Request, wired: Wired, response: Response, caller: Publisher) -> dict[str, Any]:
     """Multipart: `name`, optional `description` and `promote` (true: the default alias moves), and the files."""
     limits = UploadLimits(wired.settings.max_upload_bytes, wired.settings.max_upload_files)
     async with uploads.receive(request, limits) as received:
@@ -33,6 +34,7 @@ async def upload(request: Request, wired: Wired, response: Response) -> dict[str
             received.files,
             description=received.fields.get("description"),
             promote=_flag(received.fields, "promote"),
+            by=caller.id,
         )
     if not created:
         response.status_code = 200
@@ -58,14 +60,38 @@ async def get_version(name: str, ref: str, wired: Wired) -> dict[str, Any]:
     return await _show_version(wired, version)
 
 
+@reading.get("/{name}/aliases/{alias}")
+async def get_alias(name: str, alias: str, wired: Wired) -> dict[str, Any]:
+    """Where it points, and its moves, the latest first."""
+    adapter = await asyncio.to_thread(wired.registry.adapter, name)
+    moves = await asyncio.to_thread(wired.registry.moves, name, alias)
+    return {
+        "object": "adapter.alias",
+        "name": name,
+        "alias": alias,
+        "version": adapter.aliases.get(alias),
+        "moves": [_move(move) for move in moves],
+    }
+
+
 @changing.put("/{name}/aliases/{alias}")
-async def set_alias(name: str, alias: str, version: Annotated[int, Body(embed=True)], wired: Wired) -> dict[str, Any]:
-    return _adapter(await asyncio.to_thread(wired.registry.set_alias, name, alias, version), wired)
+async def set_alias(
+    name: str, alias: str, version: Annotated[int, Body(embed=True)], wired: Wired, caller: Publisher
+) -> dict[str, Any]:
+    return _adapter(await asyncio.to_thread(wired.registry.set_alias, name, alias, version, by=caller.id), wired)
 
 
 @changing.delete("/{name}/aliases/{alias}")
-async def remove_alias(name: str, alias: str, wired: Wired) -> dict[str, Any]:
-    return _adapter(await asyncio.to_thread(wired.registry.remove_alias, name, alias), wired)
+async def remove_alias(name: str, alias: str, wired: Wired, caller: Publisher) -> dict[str, Any]:
+    return _adapter(await asyncio.to_thread(wired.registry.remove_alias, name, alias, by=caller.id), wired)
+
+
+@changing.post("/{name}/rollback")
+async def rollback(
+    name: str, wired: Wired, caller: Publisher, alias: Annotated[str, Body(embed=True)] = DEFAULT
+) -> dict[str, Any]:
+    """Take back the last move of the alias. Requests that run finish on the version they began with."""
+    return _adapter(await asyncio.to_thread(wired.registry.rollback, name, alias, by=caller.id), wired)
 
 
 @changing.delete("/{name}/versions/{number}")
@@ -116,6 +142,17 @@ def _adapter(adapter: Adapter, wired: Services) -> dict[str, Any]:
         "created_at": int(adapter.created_at.timestamp()),
         "aliases": dict(adapter.aliases),
         "versions": [_version(version, adapter, wired) for version in adapter.versions],
+    }
+
+
+def _move(move: Move) -> dict[str, Any]:
+    return {
+        "from": move.old,
+        "to": move.new,
+        "how": move.how,
+        "by": move.by,
+        "at": int(move.at.timestamp()),
+        "undone": move.undone,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from adapters.ingest import Ingest
 from adapters.registry import Registry
 from adapters.store import LocalStore
 from tests.adapters.factories import write_base
+from tests.adapters.postgres import running
 
 MAX_RANK = 16
 
@@ -34,6 +35,13 @@ class Shop:
 @pytest.fixture
 def tiny_base(tmp_path: Path) -> BaseModel:
     return BaseModel.read(write_base(tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Makes a fresh database and returns its URL."""
+    with running() as fresh:
+        yield fresh
 
 
 @pytest.fixture

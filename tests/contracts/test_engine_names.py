@@ -153,4 +153,4 @@ def test_our_arguments_are_vllms(tmp_path: Any) -> None:
         Settings(device="cuda", compile=False),
     ):
         parsed = vllm_args.parse(vllm_args.command_line(settings, tmp_path, "base", ["q_proj"]))
-        assert (parsed.enable_lora, parsed.max_cpu_loras, parsed.lora_target_modules) == (True, 17, ["q_proj"])
+        assert (parsed.enable_lora, parsed.max_cpu_loras, parsed.lora_target_modules) == (True, 65, ["q_proj"])

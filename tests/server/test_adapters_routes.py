@@ -338,3 +338,37 @@ def test_adapters_and_aliases_survive_a_restart(tiny_base: Path, tmp_path: Path)
         while client.get("/readyz").status_code != 200:
             pass
         assert f"[a@{digest[7:19]}]" in said(client.post("/v1/chat/completions", json=chat("a")).json())
+
+
+def test_a_rollback_moves_traffic_back_and_is_on_record(client: TestClient) -> None:
+    for seed in (1, 2):
+        upload(client, "a", seed)
+    response = client.post(f"{ADAPTERS}/a/rollback")
+    assert (response.status_code, response.json()["aliases"]) == (200, {"default": 1})
+    assert client.post("/v1/chat/completions", json=chat("a")).headers["x-loraplex-version"] == "1"
+    shown = client.get(f"{ADAPTERS}/a/aliases/default").json()
+    assert (shown["object"], shown["alias"], shown["version"]) == ("adapter.alias", "default", 1)
+    moves = [(move["from"], move["to"], move["how"], move["by"], move["undone"]) for move in shown["moves"]]
+    assert moves == [
+        (2, 1, "rollback", "anonymous", False),
+        (1, 2, "upload", "anonymous", True),
+        (None, 1, "upload", "anonymous", False),
+    ]
+
+
+def test_a_rollback_of_another_alias(client: TestClient) -> None:
+    for seed in (1, 2):
+        upload(client, "a", seed)
+        client.put(f"{ADAPTERS}/a/aliases/blue", json={"version": seed})
+    assert client.post(f"{ADAPTERS}/a/rollback", json={"alias": "blue"}).json()["aliases"] == {"blue": 1, "default": 2}
+    assert client.get(f"{ADAPTERS}/a/aliases/green").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [({}, 409, "nothing_to_roll_back"), ({"alias": "blue"}, 404, "not_found"), ({"alias": 7}, 400, None)],
+)
+def test_a_rollback_that_cannot_be(refusing: TestClient, body: dict[str, Any], status: int, code: str | None) -> None:
+    response = refusing.post(f"{ADAPTERS}/good/rollback", json=body)
+    assert response.status_code == status
+    assert code in (None, response.json()["error"]["code"])

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -43,12 +44,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[httpx.Reque
             seen.append(request)
             return httpx.Response(status, json=body)
 
-        def post(url: str, **options: object) -> httpx.Response:
-            options.pop("timeout")
-            with httpx.Client(transport=httpx.MockTransport(handle)) as client:
-                return client.post(url, **options)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(httpx, "post", post)
+        monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(handle)))
         return seen
 
     return install
@@ -69,6 +65,7 @@ def test_a_refusal_passes_the_servers_message_on(
     tmp_path: Path, answering: Callable[..., list[httpx.Request]], status: int, error: type[TrainError]
 ) -> None:
     answering(status, {"error": {"message": "rank 99 is too large"}})
+    (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(TrainError, match="rank 99 is too large") as caught:
         upload(tmp_path, "sailor", "", "http://server", None)
     assert type(caught.value) is error

@@ -1,0 +1,124 @@
+"""The adapter calls of a running server, as Python calls: for the command line and for the end of a training run.
+
+It knows the API's paths and error bodies, and nothing of how the server keeps what it gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from adapters import names
+from adapters.errors import RemoteRefusal, RemoteUnreachable, UploadError
+
+TIMEOUT_S = 120.0
+DELETE_TIMEOUT_S = 660.0
+"""A deletion waits for running requests, for at most ten minutes."""
+
+Opener = Callable[[Path], IO[bytes]]
+
+
+class Remote:
+    """`server`: its URL. Every call gives the answer's JSON; raises RemoteRefusal or RemoteUnreachable."""
+
+    def __init__(self, server: str, api_key: str | None = None) -> None:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self.server = server.rstrip("/")
+        self._client = httpx.Client(headers=headers, timeout=TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def adapters(self) -> list[dict[str, Any]]:
+        return list(self._call("GET", "")["data"])
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        return self._call("GET", f"/{_name(name)}")
+
+    def version(self, name: str, ref: str) -> dict[str, Any]:
+        return self._call("GET", f"/{_name(name)}/versions/{_part(ref)}")
+
+    def alias(self, name: str, alias: str) -> dict[str, Any]:
+        return self._call("GET", f"/{_name(name)}/aliases/{_part(alias)}")
+
+    def upload(
+        self,
+        path: Path,
+        name: str,
+        *,
+        description: str | None = None,
+        promote: bool = True,
+        opener: Opener = lambda path: path.open("rb"),
+    ) -> dict[str, Any]:
+        """A directory that PEFT wrote (its files, not its sub-directories), or an archive of one."""
+        if not path.exists():
+            raise UploadError(
+                f"{path} does not exist; give a directory that PEFT's save_pretrained wrote, or an archive"
+            )
+        files = [path] if path.is_file() else [each for each in sorted(path.iterdir()) if each.is_file()]
+        if not files:
+            raise UploadError(f"{path} holds no files; give a directory that PEFT's save_pretrained wrote")
+        form = {"name": name, "promote": str(promote).lower()}
+        if description is not None:
+            form["description"] = description
+        with ExitStack() as opened:
+            parts = [("files", (each.name, opened.enter_context(opener(each)))) for each in files]
+            return self._call("POST", "", data=form, files=parts)
+
+    def set_alias(self, name: str, alias: str, version: int) -> dict[str, Any]:
+        return self._call("PUT", f"/{_name(name)}/aliases/{_part(alias)}", json={"version": version})
+
+    def remove_alias(self, name: str, alias: str) -> dict[str, Any]:
+        return self._call("DELETE", f"/{_name(name)}/aliases/{_part(alias)}")
+
+    def rollback(self, name: str, alias: str) -> dict[str, Any]:
+        return self._call("POST", f"/{_name(name)}/rollback", json={"alias": alias})
+
+    def delete(self, name: str, version: int | None, wait_s: float) -> dict[str, Any]:
+        """A version, or the adapter with all of them."""
+        path = f"/{_name(name)}" if version is None else f"/{_name(name)}/versions/{version}"
+        return self._call("DELETE", path, params={"wait_s": wait_s}, timeout=DELETE_TIMEOUT_S)
+
+    def _call(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        url = f"{self.server}/v1/adapters{path}"
+        try:
+            response = self._client.request(method, url, **content)
+        except httpx.InvalidURL as error:
+            raise RemoteUnreachable(f"{url} is not a URL: {error}") from error
+        except httpx.HTTPError as error:
+            raise RemoteUnreachable(
+                f"{url} did not answer ({error}); check the address and that the server is up"
+            ) from error
+        if not response.is_success:
+            raise _refusal(response)
+        try:
+            return dict(response.json())
+        except ValueError:
+            raise RemoteUnreachable(f"{url} answered something that is not JSON; is that a loraplex server?") from None
+
+
+def _name(name: str) -> str:
+    names.require_name(name)
+    return name
+
+
+def _part(text: str) -> str:
+    """Of a path: whatever is typed is a reference, never another path."""
+    return quote(text, safe=":")
+
+
+def _refusal(response: httpx.Response) -> RemoteRefusal:
+    try:
+        error = response.json()["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError):
+        message, code = response.text[:200] or "nothing", None
+    return RemoteRefusal(message, code=code, status=response.status_code)
