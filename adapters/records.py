@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from adapters.manifest import Manifest
+from adapters.targets import Target, main_version
 
 READY, DRAINING, QUARANTINED, FAILED = "ready", "draining", "quarantined", "failed"
 STATES = (READY, DRAINING, QUARANTINED, FAILED)
@@ -33,11 +34,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Move:
-    """An alias that pointed at version `old` and from then on at `new`; None where it was not there."""
+    """An alias that pointed to `old` and from then on to `new`; empty where it was not there."""
 
     alias: str
-    old: int | None
-    new: int | None
+    old: Target
+    new: Target
     how: str
     """`upload`, `set`, `remove`, `delete` (of the version) or `rollback`."""
     by: str | None
@@ -55,7 +56,22 @@ class Adapter:
     description: str | None
     created_at: datetime
     versions: tuple[Version, ...]
-    aliases: Mapping[str, int]
+    targets: Mapping[str, Target]
+    """Alias → where it points."""
+
+    @property
+    def aliases(self) -> dict[str, int]:
+        """Alias → the version that has the most of its traffic."""
+        return {alias: main_version(target) for alias, target in self.targets.items()}
+
+    @property
+    def splits(self) -> dict[str, Target]:
+        """Only the aliases that several versions share."""
+        return {alias: target for alias, target in self.targets.items() if len(target) > 1}
+
+    def aliases_of(self, number: int) -> list[str]:
+        """Those that point to this version, alone or among others."""
+        return sorted(alias for alias, target in self.targets.items() if number in target)
 
     @property
     def latest(self) -> Version | None:

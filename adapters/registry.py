@@ -17,6 +17,7 @@ from adapters.errors import Conflict, StoreError
 from adapters.manifest import Manifest
 from adapters.records import DRAINING, READY, STATES, Adapter, Move, Version
 from adapters.references import listed, living, pick, unknown_ref
+from adapters.targets import Target, require_target
 
 __all__ = ["Adapter", "Move", "Registry", "Version"]
 
@@ -73,7 +74,7 @@ class Registry:
             number = known.number if known else rows.insert_version(connection, name, last + 1, manifest)
             version = rows.require_version(connection, name, number)
             if version.state == READY and (promote or not _has_default(rows.read_adapter(connection, name))):
-                rows.move(connection, name, names.DEFAULT, number, "upload", by=by)
+                rows.move(connection, name, names.DEFAULT, {number: 1}, "upload", by=by)
             return version, known is None
 
     def adapters(self) -> list[Adapter]:
@@ -84,19 +85,26 @@ class Registry:
         with self._database.read() as connection:
             return rows.read_adapter(connection, name)
 
-    def resolve(self, name: str, ref: str | None = None) -> Version:
-        """`ref`: none for the default alias, a number, `latest`, `sha256:` and 12 or more hex digits, or an alias."""
+    def resolve(self, name: str, ref: str | None = None, *, sticky: str | None = None) -> Version:
+        """`ref`: none for the default alias, a number, `latest`, `sha256:` and 12 or more hex digits, or an alias.
+
+        Of an alias that several versions share, one that is ready; the same one each time for the same `sticky`.
+        """
         with self._database.read() as connection:
             adapter = rows.read_adapter(connection, name)
-        return pick(adapter, names.DEFAULT if ref is None else ref)
+        return pick(adapter, names.DEFAULT if ref is None else ref, sticky)
 
-    def set_alias(self, name: str, alias: str, number: int, *, by: str | None = None) -> Adapter:
+    def set_alias(self, name: str, alias: str, target: int | Target, *, by: str | None = None) -> Adapter:
+        """To one version, or to several with weights."""
+        target = {target: 1} if isinstance(target, int) else target
         names.require_alias(alias)
+        require_target(target)
         with self._writing(name) as connection:
-            version = rows.require_version(connection, name, number)
-            if version.state != READY:
-                raise Conflict(f"{version.ref} is {version.state}; an alias can only move to a ready version")
-            rows.move(connection, name, alias, number, "set", by=by)
+            for number in target:
+                version = rows.require_version(connection, name, number)
+                if version.state != READY:
+                    raise Conflict(f"{version.ref} is {version.state}; an alias can only move to a ready version")
+            rows.move(connection, name, alias, target, "set", by=by)
             return rows.read_adapter(connection, name)
 
     def rollback(self, name: str, alias: str = names.DEFAULT, *, by: str | None = None) -> Adapter:
@@ -104,18 +112,19 @@ class Registry:
         back to, or what it pointed to cannot serve any more."""
         with self._writing(name) as connection:
             adapter = rows.read_adapter(connection, name)
-            if alias not in adapter.aliases:
+            if alias not in adapter.targets:
                 raise unknown_ref(adapter, alias)
             moves = rows.read_moves(connection, name, alias)
             number, last = next(
                 ((number, move) for number, move in moves if not move.undone and move.how != "rollback"), (0, None)
             )
-            if last is None or last.old is None:
+            if last is None or not last.old:
                 raise Conflict(
                     f"alias {alias!r} of {name} has no earlier target on record; move it with PUT instead",
                     code="nothing_to_roll_back",
                 )
-            _require_servable(adapter, alias, last.old)
+            for each in last.old:
+                _require_servable(adapter, alias, each)
             rows.move(connection, name, alias, last.old, "rollback", by=by)
             rows.mark_undone(connection, number)
             return rows.read_adapter(connection, name)
@@ -125,7 +134,7 @@ class Registry:
         with self._database.read() as connection:
             adapter = rows.read_adapter(connection, name)
             moves = [move for _, move in rows.read_moves(connection, name, alias)]
-        if not moves and alias not in adapter.aliases:
+        if not moves and alias not in adapter.targets:
             raise unknown_ref(adapter, alias)
         return moves
 
@@ -133,9 +142,9 @@ class Registry:
         if alias == names.DEFAULT:
             raise Conflict(f"alias {alias!r} is what {name!r} alone means; move it to another version instead")
         with self._writing(name) as connection:
-            if alias not in rows.read_aliases(connection, name):
+            if alias not in rows.read_targets(connection, name):
                 raise unknown_ref(rows.read_adapter(connection, name), alias)
-            rows.move(connection, name, alias, None, "remove", by=by)
+            rows.move(connection, name, alias, {}, "remove", by=by)
             return rows.read_adapter(connection, name)
 
     def set_state(
@@ -155,7 +164,7 @@ class Registry:
         """Conflict while an alias points to it, unless those go too. The adapter goes with its last version."""
         with self._writing(name) as connection:
             version = rows.require_version(connection, name, number)
-            pointing = [alias for alias, target in rows.read_aliases(connection, name).items() if target == number]
+            pointing = rows.read_adapter(connection, name).aliases_of(number)
             if pointing and not with_aliases:
                 raise Conflict(
                     f"{version.ref} is what alias {listed(pointing)} points to; move the alias, "
@@ -192,5 +201,5 @@ def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
 
 def _has_default(adapter: Adapter) -> bool:
     """A default that is being deleted is none: it goes with its version."""
-    target = adapter.aliases.get(names.DEFAULT)
-    return any(version.number == target and version.state != DRAINING for version in adapter.versions)
+    target = adapter.targets.get(names.DEFAULT, {})
+    return any(version.number in target and version.state != DRAINING for version in adapter.versions)

@@ -15,6 +15,7 @@ import httpx
 
 from adapters import names
 from adapters.errors import RemoteRefusal, RemoteUnreachable, UploadError
+from adapters.targets import Target, to_json
 
 TIMEOUT_S = 120.0
 DELETE_TIMEOUT_S = 660.0
@@ -73,8 +74,11 @@ class Remote:
             parts = [("files", (each.name, opened.enter_context(opener(each)))) for each in files]
             return self._call("POST", "", data=form, files=parts)
 
-    def set_alias(self, name: str, alias: str, version: int) -> dict[str, Any]:
-        return self._call("PUT", f"/{_name(name)}/aliases/{_part(alias)}", json={"version": version})
+    def set_alias(self, name: str, alias: str, target: Target) -> dict[str, Any]:
+        """To one version, or to several that share its traffic by weight."""
+        single = len(target) == 1
+        body = {"version": next(iter(target))} if single else {"split": to_json(target)}
+        return self._call("PUT", f"/{_name(name)}/aliases/{_part(alias)}", json=body)
 
     def remove_alias(self, name: str, alias: str) -> dict[str, Any]:
         return self._call("DELETE", f"/{_name(name)}/aliases/{_part(alias)}")

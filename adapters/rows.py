@@ -11,6 +11,7 @@ from adapters.errors import NotFound
 from adapters.manifest import Manifest
 from adapters.records import READY, Adapter, Move, Version
 from adapters.references import listed, only
+from adapters.targets import Target, from_json, to_json
 
 MOVES_KEPT = 100
 """Of an alias; older ones are forgotten."""
@@ -55,23 +56,22 @@ def insert_version(connection: Connection, name: str, number: int, manifest: Man
     return number
 
 
-def move(connection: Connection, name: str, alias: str, number: int | None, how: str, *, by: str | None = None) -> None:
-    """Point the alias at a version, or at none, and keep a record of it. Nothing where it points there already."""
-    table, moves = schema.aliases, schema.alias_moves
-    here = (table.c.adapter == name, table.c.alias == alias)
-    old = connection.scalar(select(table.c.number).where(*here))
-    if old == number:
+def move(connection: Connection, name: str, alias: str, target: Target, how: str, *, by: str | None = None) -> None:
+    """Point the alias somewhere else, or remove it (an empty target), and keep a record. Nothing if it is there."""
+    table, moves = schema.alias_targets, schema.alias_moves
+    if len(target) == 1:
+        target = dict.fromkeys(target, 1)  # a weight says something beside another only
+    old = read_targets(connection, name).get(alias, {})
+    if old == target:
         return
-    connection.execute(delete(table).where(*here))
-    if number is not None:
-        connection.execute(insert(table).values(adapter=name, alias=alias, number=number))
-    values = {"old_number": old, "new_number": number, "how": how, "moved_by": by, "moved_at": datetime.now(UTC)}
-    connection.execute(insert(moves).values(adapter=name, alias=alias, undone=False, **values))
-    of_alias = select(moves.c.id).where(moves.c.adapter == name, moves.c.alias == alias)
-    kept = of_alias.order_by(moves.c.id.desc()).limit(MOVES_KEPT)
-    connection.execute(
-        delete(moves).where(moves.c.adapter == name, moves.c.alias == alias, moves.c.id.not_in(kept.scalar_subquery()))
-    )
+    connection.execute(delete(table).where(table.c.adapter == name, table.c.alias == alias))
+    for number, weight in target.items():
+        connection.execute(insert(table).values(adapter=name, alias=alias, number=number, weight=weight))
+    record = {"old_target": to_json(old), "new_target": to_json(target), "moved_by": by, "moved_at": datetime.now(UTC)}
+    connection.execute(insert(moves).values(adapter=name, alias=alias, how=how, undone=False, **record))
+    of_alias = (moves.c.adapter == name, moves.c.alias == alias)
+    kept = select(moves.c.id).where(*of_alias).order_by(moves.c.id.desc()).limit(MOVES_KEPT)
+    connection.execute(delete(moves).where(*of_alias, moves.c.id.not_in(kept.scalar_subquery())))
 
 
 def read_moves(connection: Connection, name: str, alias: str) -> list[tuple[int, Move]]:
@@ -79,7 +79,18 @@ def read_moves(connection: Connection, name: str, alias: str) -> list[tuple[int,
     table = schema.alias_moves
     of_alias = select(table).where(table.c.adapter == name, table.c.alias == alias).order_by(table.c.id.desc())
     return [
-        (row.id, Move(alias, row.old_number, row.new_number, row.how, row.moved_by, row.moved_at, row.undone))
+        (
+            row.id,
+            Move(
+                alias,
+                from_json(row.old_target),
+                from_json(row.new_target),
+                row.how,
+                row.moved_by,
+                row.moved_at,
+                row.undone,
+            ),
+        )
         for row in connection.execute(of_alias)
     ]
 
@@ -90,10 +101,11 @@ def mark_undone(connection: Connection, move_id: int) -> None:
 
 
 def delete_version(connection: Connection, name: str, number: int) -> None:
-    """With the aliases that point to it."""
-    for alias, target in read_aliases(connection, name).items():
-        if target == number:
-            move(connection, name, alias, None, "delete")
+    """With the aliases that point to it alone; where others share it, they get its part."""
+    for alias, target in read_targets(connection, name).items():
+        if number in target:
+            rest = {other: weight for other, weight in target.items() if other != number}
+            move(connection, name, alias, rest, "delete")
     table = schema.versions
     connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
 
@@ -121,7 +133,7 @@ def read_adapter(connection: Connection, name: str) -> Adapter:
         description=row["description"],
         created_at=row["created_at"],
         versions=read_versions(connection, name),
-        aliases=read_aliases(connection, name),
+        targets=read_targets(connection, name),
     )
 
 
@@ -131,12 +143,13 @@ def read_versions(connection: Connection, name: str) -> tuple[Version, ...]:
     return tuple(Version(**{**row, "manifest": Manifest.from_json(row["manifest"])}) for row in rows)
 
 
-def read_aliases(connection: Connection, name: str) -> dict[str, int]:
-    table = schema.aliases
-    rows = connection.execute(
-        select(table.c.alias, table.c.number).where(table.c.adapter == name).order_by(table.c.alias)
-    )
-    return {row.alias: row.number for row in rows}
+def read_targets(connection: Connection, name: str) -> dict[str, dict[int, int]]:
+    table = schema.alias_targets
+    query = select(table).where(table.c.adapter == name).order_by(table.c.alias, table.c.number)
+    found: dict[str, dict[int, int]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.alias, {})[row.number] = row.weight
+    return found
 
 
 def require_version(connection: Connection, name: str, number: int) -> Version:

@@ -75,12 +75,13 @@ versions = Table(
     Column("manifest", JSON, nullable=False),
 )
 
-aliases = Table(
-    "adapter_aliases",
+alias_targets = Table(
+    "adapter_alias_targets",
     metadata,
     Column("adapter", String(128), primary_key=True),
     Column("alias", String(128), primary_key=True),
-    Column("number", Integer, nullable=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("weight", Integer, nullable=False),
     ForeignKeyConstraint(["adapter", "number"], ["adapter_versions.adapter", "adapter_versions.number"]),
 )
 
@@ -90,8 +91,8 @@ alias_moves = Table(
     Column("id", Integer, primary_key=True),
     Column("adapter", String(128), ForeignKey("adapters.name"), nullable=False),
     Column("alias", String(128), nullable=False),
-    Column("old_number", Integer),  # none: the alias was not there
-    Column("new_number", Integer),  # none: it went
+    Column("old_target", JSON, nullable=False),  # number → weight; empty: the alias was not there
+    Column("new_target", JSON, nullable=False),
     Column("how", String(16), nullable=False),
     Column("moved_by", String(128)),
     Column("moved_at", UtcDateTime, nullable=False),

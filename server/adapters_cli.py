@@ -70,12 +70,12 @@ def list_adapters(remote: Remote, arguments: argparse.Namespace, console: Consol
     found = remote.adapters()
     table = Table("adapter", "default", "aliases", "versions", "resident", "made", "description", box=None)
     for adapter in found:
-        aliases = dict(adapter["aliases"])
-        default = aliases.pop(DEFAULT, None)
+        targets = _targets(adapter)
+        default = targets.pop(DEFAULT, "-")
         table.add_row(
             escape(adapter["name"]),
-            str(default or "-"),
-            ", ".join(f"{alias}→{number}" for alias, number in aliases.items()),
+            default,
+            ", ".join(f"{alias}→{target}" for alias, target in targets.items()),
             _count_states(adapter["versions"]),
             str(sum(version["resident"] for version in adapter["versions"])),
             _day(adapter["created_at"]),
@@ -118,8 +118,12 @@ def show(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
 
 def promote(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Move an alias to a version."""
-    adapter = remote.set_alias(arguments.name, arguments.alias, arguments.version)
-    return _aliases(adapter, console)
+    return _aliases(remote.set_alias(arguments.name, arguments.alias, {arguments.version: 1}), console)
+
+
+def split(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Share the traffic of an alias among versions, by weight: `3=90 4=10`. A user always gets the same one."""
+    return _aliases(remote.set_alias(arguments.name, arguments.alias, dict(arguments.share)), console)
 
 
 def rollback(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -165,9 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     promoting = verb("promote", promote)
     promoting.add_argument("name")
     promoting.add_argument("version", type=int)
+    splitting = verb("split", split)
+    splitting.add_argument("name")
+    splitting.add_argument("share", nargs="+", type=_share, metavar="VERSION=WEIGHT")
     rolling = verb("rollback", rollback)
     rolling.add_argument("name")
-    for each in (promoting, rolling):
+    for each in (promoting, splitting, rolling):
         each.add_argument("--alias", default=DEFAULT, help=f"default: {DEFAULT}")
     removing = verb("rm", remove)
     removing.add_argument("name", help="name, or name@3 for one version")
@@ -175,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
         "--wait-s", type=float, default=30, help="how long to wait for running requests (default: 30)"
     )
     return parser
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, weight = text.partition("=")
+    return int(number), int(weight)
 
 
 def _facts(version: dict[str, Any], console: Console) -> None:
@@ -195,13 +207,24 @@ def _facts(version: dict[str, Any], console: Console) -> None:
 
 
 def _aliases(adapter: dict[str, Any], console: Console) -> dict[str, Any]:
-    shown = ", ".join(f"{alias}→{number}" for alias, number in adapter["aliases"].items())
+    shown = ", ".join(f"{alias}→{target}" for alias, target in _targets(adapter).items())
     console.print(f"[bold]{escape(adapter['name'])}[/]: {shown}", highlight=False)
     return adapter
 
 
+def _targets(adapter: dict[str, Any]) -> dict[str, str]:
+    """Alias → `3`, or `3=90 4=10` where versions share it."""
+    return {alias: _target(adapter["splits"].get(alias, number)) for alias, number in adapter["aliases"].items()}
+
+
+def _target(target: int | dict[str, int] | None) -> str:
+    if isinstance(target, dict):
+        return " ".join(f"{number}={weight}" for number, weight in target.items())
+    return "none" if target is None else str(target)
+
+
 def _move(move: dict[str, Any]) -> str:
-    ends = f"{move['from'] or 'none'} → {move['to'] or 'none'}"
+    ends = f"{_target(move['from'])} → {_target(move['to'])}"
     by = f" by {move['by']}" if move["by"] else ""
     return f"{ends}  {move['how']}{by}" + (" (taken back)" if move["undone"] else "")
 

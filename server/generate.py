@@ -54,10 +54,15 @@ class Generator:
         self._telemetry = telemetry
         self._max_request_bytes = max_request_bytes
 
-    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
-        """One HTTP request in, one response out. A client that leaves takes its generation with it."""
+    async def answer(self, endpoint: Endpoint, request: Request, key: str | None = None) -> Response:
+        """One HTTP request in, one response out. A client that leaves takes its generation with it.
+
+        `key`: the id of the caller's API key; where the body has no `user`, it is whose request this is.
+        """
         body = await read_json(request, self._max_request_bytes)
-        target = await asyncio.to_thread(self._resolver.resolve, _model_of(body))
+        user = body.get("user")
+        sticky = user if isinstance(user, str) and user else key
+        target = await asyncio.to_thread(self._resolver.resolve, _model_of(body), sticky)
         return await _until_disconnect(request, lambda: self._generate(endpoint, body, target))
 
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:

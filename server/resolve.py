@@ -43,13 +43,16 @@ class Resolver:
         self._store = store
         self.base_name = base_name
 
-    def resolve(self, asked: str) -> Target:
-        """Raises ModelNotFound, or AdapterUnavailable for a version that exists but must not serve."""
+    def resolve(self, asked: str, sticky: str | None = None) -> Target:
+        """`sticky`: whose request it is, for aliases that several versions share.
+
+        Raises ModelNotFound, or AdapterUnavailable for a version that exists but must not serve.
+        """
         if asked in ("", self.base_name):
             return Target(asked or self.base_name)
         name, _, ref = asked.removeprefix(self.base_name + ":").partition("@")
         try:
-            version = self._registry.resolve(name, ref or None)
+            version = self._registry.resolve(name, ref or None, sticky=sticky)
         except (NotFound, InvalidAdapter) as error:
             raise _not_found(asked, str(error)) from None
         if version.state != "ready":

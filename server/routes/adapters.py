@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from adapters.errors import Conflict
 from adapters.names import DEFAULT
 from adapters.registry import Adapter, Move, Version
+from adapters.targets import Target, to_json
 from adapters.upload import UploadLimits
 from server import uploads
 from server.auth import Publisher, require
@@ -70,15 +71,28 @@ async def get_alias(name: str, alias: str, wired: Wired) -> dict[str, Any]:
         "name": name,
         "alias": alias,
         "version": adapter.aliases.get(alias),
+        "split": to_json(adapter.splits.get(alias, {})) or None,
         "moves": [_move(move) for move in moves],
     }
 
 
 @changing.put("/{name}/aliases/{alias}")
 async def set_alias(
-    name: str, alias: str, version: Annotated[int, Body(embed=True)], wired: Wired, caller: Publisher
+    name: str,
+    alias: str,
+    wired: Wired,
+    caller: Publisher,
+    version: Annotated[int | None, Body()] = None,
+    split: Annotated[dict[int, int] | None, Body()] = None,
 ) -> dict[str, Any]:
-    return _adapter(await asyncio.to_thread(wired.registry.set_alias, name, alias, version, by=caller.id), wired)
+    """To one version, or to several that share its traffic: `{"split": {"3": 90, "4": 10}}`."""
+    if version is not None and split is None:
+        target = {version: 1}
+    elif split is not None and version is None:
+        target = split
+    else:
+        raise BadRequest("expected either `version` or `split`", param="version" if split is None else "split")
+    return _adapter(await asyncio.to_thread(wired.registry.set_alias, name, alias, target, by=caller.id), wired)
 
 
 @changing.delete("/{name}/aliases/{alias}")
@@ -101,8 +115,7 @@ async def delete_version(
     """Drains: running requests finish, then engine memory, then the files go. 202 when that takes over `wait_s`."""
     adapter = await asyncio.to_thread(wired.registry.adapter, name)
     version = await asyncio.to_thread(wired.registry.resolve, name, str(number))
-    pointing = sorted(alias for alias, target in adapter.aliases.items() if target == number)
-    if pointing:
+    if pointing := adapter.aliases_of(number):
         raise Conflict(
             f"{version.ref} is what the alias {', '.join(pointing)} serves: move or remove the alias, "
             f"or delete the whole adapter {name}",
@@ -140,20 +153,26 @@ def _adapter(adapter: Adapter, wired: Services) -> dict[str, Any]:
         "name": adapter.name,
         "description": adapter.description,
         "created_at": int(adapter.created_at.timestamp()),
-        "aliases": dict(adapter.aliases),
+        "aliases": adapter.aliases,
+        "splits": {alias: to_json(target) for alias, target in adapter.splits.items()},
         "versions": [_version(version, adapter, wired) for version in adapter.versions],
     }
 
 
 def _move(move: Move) -> dict[str, Any]:
     return {
-        "from": move.old,
-        "to": move.new,
+        "from": _ends(move.old),
+        "to": _ends(move.new),
         "how": move.how,
         "by": move.by,
         "at": int(move.at.timestamp()),
         "undone": move.undone,
     }
+
+
+def _ends(target: Target) -> int | dict[str, int] | None:
+    """A number, or a split, or none."""
+    return to_json(target) if len(target) > 1 else next(iter(target), None)
 
 
 async def _show_version(wired: Services, version: Version) -> dict[str, Any]:
@@ -171,7 +190,7 @@ def _version(version: Version, adapter: Adapter, wired: Services) -> dict[str, A
         "state": version.state,
         "reason": version.reason,
         "created_at": int(version.created_at.timestamp()),
-        "aliases": sorted(alias for alias, number in adapter.aliases.items() if number == version.number),
+        "aliases": adapter.aliases_of(version.number),
         "resident": held is not None,
         "leases": held.leases if held else 0,
     }

@@ -86,7 +86,7 @@ def test_a_database_of_the_first_release_keeps_what_it_holds(engine: Engine) -> 
     assert (adapter.description, adapter.aliases, version.reason) == ("the first", {"default": 7}, "NaN logits")
     assert version.manifest == manifest("1")
     assert registry.add_version("a", manifest("2"))[0].number == 8
-    assert [move.old for move in registry.moves("a", "default")] == [7]
+    assert [move.old for move in registry.moves("a", "default")] == [{7: 1}]
     registry.close()
     with engine.begin() as connection:
         assert differences(connection) == []

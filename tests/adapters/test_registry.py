@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -281,8 +283,13 @@ def test_database_that_cannot_be_opened_says_which(tmp_path: Path) -> None:
             Registry(f"sqlite:///{tmp_path}/{name}")
 
 
-def moved(registry: Registry, alias: str = "default") -> list[tuple[int | None, int | None, str, bool]]:
-    return [(move.old, move.new, move.how, move.undone) for move in registry.moves("a", alias)]
+def moved(registry: Registry, alias: str = "default") -> list[tuple[Any, Any, str, bool]]:
+    """An end with one version is shown as its number, one with none as None."""
+
+    def end(target: Mapping[int, int]) -> Any:
+        return dict(target) if len(target) > 1 else next(iter(target), None)
+
+    return [(end(move.old), end(move.new), move.how, move.undone) for move in registry.moves("a", alias)]
 
 
 def test_every_move_of_an_alias_is_on_record(registry: Registry) -> None:
@@ -364,3 +371,87 @@ def test_rollbacks_at_the_same_time_each_undo_a_move(registry: Registry) -> None
     for thread in threads:
         thread.join()
     assert registry.resolve("a").number == 6
+
+
+@pytest.fixture
+def three(registry: Registry) -> Registry:
+    """`a` with three versions, the default alias at the last."""
+    for character in "123":
+        registry.add_version("a", manifest(character))
+    return registry
+
+
+def test_a_split_shares_traffic_by_weight(three: Registry) -> None:
+    adapter = three.set_alias("a", "default", {1: 1, 2: 3})
+    assert (adapter.aliases, adapter.splits) == ({"default": 2}, {"default": {1: 1, 2: 3}})
+    assert (adapter.aliases_of(1), adapter.aliases_of(3)) == (["default"], [])
+    got = Counter(three.resolve("a", sticky=f"user-{number}").number for number in range(400))
+    assert got[1] + got[2] == 400
+    assert 60 < got[1] < 140  # 100 expected, a standard deviation is 9
+    assert {three.resolve("a").number for _ in range(60)} == {1, 2}
+
+
+def test_a_user_of_a_split_keeps_the_version(three: Registry) -> None:
+    three.set_alias("a", "default", {1: 90, 2: 10})
+    users = [f"user-{number}" for number in range(300)]
+    before = {user: three.resolve("a", sticky=user).number for user in users}
+    assert {user: three.resolve("a", "default", sticky=user).number for user in users} == before
+    three.set_alias("a", "default", {1: 60, 2: 40})
+    after = {user: three.resolve("a", sticky=user).number for user in users}
+    assert [user for user in users if before[user] == 2 and after[user] != 2] == []
+    assert sum(after[user] == 2 for user in users) > sum(before[user] == 2 for user in users)
+
+
+def test_what_is_not_ready_gets_none_of_a_split(three: Registry) -> None:
+    three.set_alias("a", "default", {1: 50, 2: 50})
+    three.set_state("a", 2, "quarantined", "NaN logits")
+    assert {three.resolve("a", sticky=str(number)).number for number in range(40)} == {1}
+    three.set_state("a", 1, "quarantined", "NaN logits")
+    assert three.resolve("a").state == "quarantined"
+
+
+def test_a_split_rolls_back_and_is_on_record(three: Registry) -> None:
+    three.set_alias("a", "default", {2: 90, 3: 10}, by="me")
+    three.set_alias("a", "default", 3)
+    assert three.rollback("a").splits == {"default": {2: 90, 3: 10}}
+    assert three.rollback("a").targets == {"default": {3: 1}}
+    assert moved(three)[:4] == [
+        ({2: 90, 3: 10}, 3, "rollback", False),
+        (3, {2: 90, 3: 10}, "rollback", False),
+        ({2: 90, 3: 10}, 3, "set", True),
+        (3, {2: 90, 3: 10}, "set", True),
+    ]
+
+
+def test_a_version_in_a_split_is_in_use_and_leaves_its_part_to_the_others(three: Registry) -> None:
+    three.set_alias("a", "default", {1: 90, 2: 10})
+    with pytest.raises(Conflict, match="alias default"):
+        three.remove_version("a", 2)
+    three.remove_version("a", 2, with_aliases=True)
+    assert three.adapter("a").targets == {"default": {1: 1}}
+    assert moved(three)[0] == ({1: 90, 2: 10}, 1, "delete", False)
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ({}, "names 0 versions"),
+        (dict.fromkeys(range(1, 10), 1), "names 9 versions"),
+        ({1: 0, 2: 1}, "version 1 has the weight 0, .* leave it out"),
+        ({1: -1, 2: 1}, "weight -1"),
+        ({1: 1, 2: 10**9}, "weight 1000000000"),
+    ],
+)
+def test_a_split_that_cannot_be(three: Registry, target: dict[int, int], complaint: str) -> None:
+    with pytest.raises(InvalidAdapter, match=complaint) as error:
+        three.set_alias("a", "default", target)
+    assert error.value.code == "bad_split"
+    assert three.adapter("a").targets == {"default": {3: 1}}
+
+
+def test_a_split_needs_versions_that_are_ready(three: Registry) -> None:
+    three.set_state("a", 2, "draining")
+    with pytest.raises(Conflict, match="a@2 is draining"):
+        three.set_alias("a", "default", {1: 1, 2: 1})
+    with pytest.raises(NotFound, match="'9'"):
+        three.set_alias("a", "default", {1: 1, 9: 1})

@@ -69,10 +69,15 @@ def test_the_life_of_an_adapter(call: Call, directory: Callable[[int], str]) -> 
     assert "blue→2, default→1" in call("promote", "mine", "2", "--alias", "blue")
     assert "blue→2, default→2" in call("rollback", "mine")
 
+    assert "default→1=90 2=10" in call("split", "mine", "1=90", "2=10")
+    assert re.search(r"mine +1=90 2=10 +blue→2", call("list"))
+    assert "blue→2, default→2" in call("rollback", "mine")
+
     shown = call("show", "mine")
     assert re.search(r"2 +ready +blue, default", shown)
     assert "1 → 2  upload by anonymous" in shown
     assert "2 → 1  set by anonymous (taken back)" in shown
+    assert "2 → 1=90 2=10  set by anonymous (taken back)" in shown
     assert "mine@1" in call("show", "mine@1")
 
     assert "deleted mine@1" in call("rm", "mine@1")
@@ -122,7 +127,7 @@ def test_a_server_that_is_down(call: Call) -> None:
     assert "check the address and that the server is up" in said
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["push", "x"], ["promote", "a", "x"]])
+@pytest.mark.parametrize("words", [[], ["fly"], ["push", "x"], ["promote", "a", "x"], ["split", "a", "1"]])
 def test_wrongly_called_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["adapters", *words])

@@ -372,3 +372,40 @@ def test_a_rollback_that_cannot_be(refusing: TestClient, body: dict[str, Any], s
     response = refusing.post(f"{ADAPTERS}/good/rollback", json=body)
     assert response.status_code == status
     assert code in (None, response.json()["error"]["code"])
+
+
+def test_a_split_alias_answers_each_user_with_one_version(client: TestClient) -> None:
+    for seed in (1, 2):
+        upload(client, "a", seed)
+    split = {"1": 50, "2": 50}
+    shown = client.put(f"{ADAPTERS}/a/aliases/default", json={"split": split}).json()
+    assert (shown["aliases"], shown["splits"]) == ({"default": 1}, {"default": split})
+    assert [version["aliases"] for version in shown["versions"]] == [["default"], ["default"]]
+    assert client.get(f"{ADAPTERS}/a/aliases/default").json()["split"] == split
+
+    def served(user: str | None) -> str:
+        more = {} if user is None else {"user": user}
+        return client.post("/v1/chat/completions", json=chat("a", **more)).headers["x-loraplex-version"]
+
+    of_user = {user: served(user) for user in ("ann", "bob", "cem", "dan", "eva", "fay")}
+    assert set(of_user.values()) == {"1", "2"}
+    assert {user: served(user) for user in of_user} == of_user
+    assert {served(None) for _ in range(40)} == {"1", "2"}
+    assert client.delete(f"{ADAPTERS}/a/versions/2").status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 400, None),
+        ({"version": 1, "split": {"1": 1}}, 400, None),
+        ({"split": {"one": 1}}, 400, None),
+        ({"split": {"1": 0.5}}, 400, None),
+        ({"split": {}}, 422, "bad_split"),
+        ({"split": {"1": 1, "7": 1}}, 404, "not_found"),
+    ],
+)
+def test_a_split_that_cannot_be(refusing: TestClient, body: dict[str, Any], status: int, code: str | None) -> None:
+    response = refusing.put(f"{ADAPTERS}/good/aliases/default", json=body)
+    assert response.status_code == status
+    assert code in (None, response.json()["error"]["code"])

@@ -16,6 +16,7 @@ PUBLISHING = {
     ("POST", "/v1/adapters"),
     ("PUT", "/v1/adapters/{name}/aliases/{alias}"),
     ("DELETE", "/v1/adapters/{name}/aliases/{alias}"),
+    ("POST", "/v1/adapters/{name}/rollback"),
     ("DELETE", "/v1/adapters/{name}/versions/{number}"),
     ("DELETE", "/v1/adapters/{name}"),
 }

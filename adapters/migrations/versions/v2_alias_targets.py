@@ -1,4 +1,4 @@
-"""The moves of every alias, so that one can be undone. From here on a release of before would not record them."""
+"""An alias may point to several versions, with weights; and its moves are recorded, so that one can be undone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ down_revision = "1"
 
 def upgrade() -> None:
     op.create_table(
+        "adapter_alias_targets",
+        sa.Column("adapter", sa.String(128), primary_key=True),
+        sa.Column("alias", sa.String(128), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("weight", sa.Integer, nullable=False),
+        sa.ForeignKeyConstraint(["adapter", "number"], ["adapter_versions.adapter", "adapter_versions.number"]),
+    )
+    op.execute("INSERT INTO adapter_alias_targets SELECT adapter, alias, number, 1 FROM adapter_aliases")
+    op.drop_table("adapter_aliases")
+    op.create_table(
         "adapter_alias_moves",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("adapter", sa.String(128), sa.ForeignKey("adapters.name"), nullable=False),
         sa.Column("alias", sa.String(128), nullable=False),
-        sa.Column("old_number", sa.Integer),
-        sa.Column("new_number", sa.Integer),
+        sa.Column("old_target", sa.JSON, nullable=False),
+        sa.Column("new_target", sa.JSON, nullable=False),
         sa.Column("how", sa.String(16), nullable=False),
         sa.Column("moved_by", sa.String(128)),
         sa.Column("moved_at", sa.DateTime, nullable=False),
