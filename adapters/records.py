@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from adapters.manifest import Manifest
-from adapters.targets import Target, main_version
+from adapters.targets import Target, aliases_of, main_version
 
 READY, DRAINING, QUARANTINED, FAILED = "ready", "draining", "quarantined", "failed"
 STATES = (READY, DRAINING, QUARANTINED, FAILED)
@@ -71,7 +71,7 @@ class Adapter:
 
     def aliases_of(self, number: int) -> list[str]:
         """Those that point to this version, alone or among others."""
-        return sorted(alias for alias, target in self.targets.items() if number in target)
+        return aliases_of(self.targets, number)
 
     @property
     def latest(self) -> Version | None:

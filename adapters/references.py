@@ -58,6 +58,8 @@ def unknown_ref(adapter: Adapter, ref: str) -> NotFound:
     )
 
 
-def listed(words: Sequence[str]) -> str:
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+def listed(words: Sequence[str], count: int | None = None) -> str:
+    """The first few; `count`: how many there are, where `words` holds not all of them."""
+    count = len(words) if count is None else count
+    more = f" and {count - SHOWN} more" if count > SHOWN else ""
     return (", ".join(words[:SHOWN]) or "none") + more

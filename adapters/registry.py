@@ -13,11 +13,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from adapters import migrations, names, rows, schema
 from adapters.database import Database
-from adapters.errors import Conflict, StoreError
+from adapters.errors import Conflict, NotFound, StoreError
 from adapters.manifest import Manifest
 from adapters.records import DRAINING, READY, STATES, Adapter, Move, Version
 from adapters.references import listed, living, pick, unknown_ref
-from adapters.targets import Target, require_target
+from adapters.targets import Target, aliases_of, require_target
 
 __all__ = ["Adapter", "Move", "Registry", "Version"]
 
@@ -70,16 +70,25 @@ class Registry:
     ) -> tuple[Version, bool]:
         with self._database.write() as connection:
             last = rows.open_adapter(connection, name, description)
-            known = living(rows.read_versions(connection, name), manifest.digest)
+            same = rows.read_versions(connection, name, schema.versions.c.digest == manifest.digest)
+            known = living(same, manifest.digest)
             number = known.number if known else rows.insert_version(connection, name, last + 1, manifest)
             version = rows.require_version(connection, name, number)
-            if version.state == READY and (promote or not _has_default(rows.read_adapter(connection, name))):
+            if version.state == READY and (
+                promote or not _has_default(rows.read_meant(connection, name, names.DEFAULT))
+            ):
                 rows.move(connection, name, names.DEFAULT, {number: 1}, "upload", by=by)
             return version, known is None
 
-    def adapters(self) -> list[Adapter]:
+    def adapters(self, *, after: str = "", limit: int | None = None) -> list[Adapter]:
+        """In the order of their names: those behind `after`, at most `limit`."""
         with self._database.read() as connection:
-            return [rows.read_adapter(connection, name) for name in rows.adapter_names(connection)]
+            return rows.read_adapters(connection, after, limit)
+
+    def draining(self) -> list[Version]:
+        """What is being deleted."""
+        with self._database.read() as connection:
+            return rows.read_state(connection, DRAINING)
 
     def adapter(self, name: str) -> Adapter:
         with self._database.read() as connection:
@@ -90,9 +99,17 @@ class Registry:
 
         Of an alias that several versions share, one that is ready; the same one each time for the same `sticky`.
         """
+        ref = names.DEFAULT if ref is None else ref
         with self._database.read() as connection:
-            adapter = rows.read_adapter(connection, name)
-        return pick(adapter, names.DEFAULT if ref is None else ref, sticky)
+            try:
+                return pick(rows.read_meant(connection, name, ref), ref, sticky)
+            except NotFound:
+                return pick(rows.read_adapter(connection, name), ref, sticky)  # says what there is instead
+
+    def aliases_of(self, version: Version) -> list[str]:
+        """Those that point to it, alone or among others."""
+        with self._database.read() as connection:
+            return aliases_of(rows.read_targets(connection, version.adapter), version.number)
 
     def set_alias(self, name: str, alias: str, target: int | Target, *, by: str | None = None) -> Adapter:
         """To one version, or to several with weights."""
@@ -164,7 +181,7 @@ class Registry:
         """Conflict while an alias points to it, unless those go too. The adapter goes with its last version."""
         with self._writing(name) as connection:
             version = rows.require_version(connection, name, number)
-            pointing = rows.read_adapter(connection, name).aliases_of(number)
+            pointing = aliases_of(rows.read_targets(connection, name), number)
             if pointing and not with_aliases:
                 raise Conflict(
                     f"{version.ref} is what alias {listed(pointing)} points to; move the alias, "
@@ -172,7 +189,7 @@ class Registry:
                     code="version_in_use",
                 )
             rows.delete_version(connection, name, number)
-            if not rows.read_versions(connection, name):
+            if not rows.has_versions(connection, name):
                 rows.bury(connection, name)
 
     def digests(self) -> set[str]:

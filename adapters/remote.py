@@ -5,7 +5,7 @@ It knows the API's paths and error bodies, and nothing of how the server keeps w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
@@ -38,8 +38,12 @@ class Remote:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def adapters(self) -> list[dict[str, Any]]:
-        return list(self._call("GET", "")["data"])
+    def adapters(self) -> Iterator[dict[str, Any]]:
+        """All of them, page by page, in the order of their names."""
+        page: dict[str, Any] = {"has_more": True, "last_id": ""}
+        while page["has_more"]:
+            page = self._call("GET", "", params={"after": page["last_id"]})
+            yield from page["data"]
 
     def adapter(self, name: str) -> dict[str, Any]:
         return self._call("GET", f"/{_name(name)}")

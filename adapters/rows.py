@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, false, func, insert, select, update
 
 from adapters import names, schema
 from adapters.errors import NotFound
 from adapters.manifest import Manifest
 from adapters.records import READY, Adapter, Move, Version
-from adapters.references import listed, only
+from adapters.references import SHOWN, listed, only
 from adapters.targets import Target, from_json, to_json
 
 MOVES_KEPT = 100
@@ -110,48 +111,105 @@ def delete_version(connection: Connection, name: str, number: int) -> None:
     connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
 
 
-def adapter_names(connection: Connection) -> list[str]:
-    table = schema.adapters
-    return list(connection.scalars(select(table.c.name).where(table.c.removed_at.is_(None)).order_by(table.c.name)))
-
-
-def require_adapter(connection: Connection, name: str, *, lock: bool = False) -> Row[tuple[object, ...]]:
+def require_adapter(connection: Connection, name: str, *, lock: bool = False) -> RowMapping:
     table = schema.adapters
     query = select(table).where(table.c.name == name, table.c.removed_at.is_(None))
     spelled = names.NAME.fullmatch(name) is not None  # else the database driver itself may choke on it
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none() if spelled else None
+    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none() if spelled else None
     if row is None:
-        known = adapter_names(connection)
-        raise NotFound(f"there is no adapter {name[:140]!r}; registered: {listed(known)}")
+        raise NotFound(f"there is no adapter {name[:140]!r}; registered: {_some_names(connection)}")
     return row
 
 
 def read_adapter(connection: Connection, name: str) -> Adapter:
-    row = require_adapter(connection, name)._mapping
-    return Adapter(
-        name=row["name"],
-        description=row["description"],
-        created_at=row["created_at"],
-        versions=read_versions(connection, name),
-        targets=read_targets(connection, name),
+    return _adapter(require_adapter(connection, name), read_versions(connection, name), read_targets(connection, name))
+
+
+def read_meant(connection: Connection, name: str, ref: str) -> Adapter:
+    """The adapter with no more of its versions and aliases than `ref` can mean, however many it has."""
+    table, targets = schema.versions, schema.alias_targets
+    row = require_adapter(connection, name)
+    if names.NUMBER.fullmatch(ref):
+        meant: ColumnElement[bool] = table.c.number == int(ref)
+    elif names.DIGEST_PREFIX.fullmatch(ref):
+        meant = table.c.digest.startswith(ref)
+    elif ref == names.LATEST:
+        ready = select(func.max(table.c.number)).where(table.c.adapter == name, table.c.state == READY)
+        meant = table.c.number == ready.scalar_subquery()
+    elif names.NAME.fullmatch(ref):
+        of_alias = select(targets.c.number).where(targets.c.adapter == name, targets.c.alias == ref)
+        found = read_targets(connection, name, targets.c.alias == ref)
+        return _adapter(row, read_versions(connection, name, table.c.number.in_(of_alias)), found)
+    else:
+        meant = false()
+    return _adapter(row, read_versions(connection, name, meant), {})
+
+
+def read_adapters(connection: Connection, after: str = "", limit: int | None = None) -> list[Adapter]:
+    """In the order of their names, those behind `after`. Three queries, however many there are."""
+    table = schema.adapters
+    query = select(table).where(table.c.removed_at.is_(None), table.c.name > after).order_by(table.c.name).limit(limit)
+    rows = connection.execute(query).mappings().all()
+    if not rows:
+        return []
+    first, last = rows[0]["name"], rows[-1]["name"]
+    versions: dict[str, list[Version]] = {}
+    for version in _versions(connection, schema.versions.c.adapter.between(first, last)):
+        versions.setdefault(version.adapter, []).append(version)
+    targets = _targets(connection, schema.alias_targets.c.adapter.between(first, last))
+    return [_adapter(row, versions.get(row["name"], ()), targets.get(row["name"], {})) for row in rows]
+
+
+def read_versions(connection: Connection, name: str, which: ColumnElement[bool] | None = None) -> list[Version]:
+    here = schema.versions.c.adapter == name
+    return _versions(connection, here if which is None else and_(here, which))
+
+
+def has_versions(connection: Connection, name: str) -> bool:
+    return (
+        connection.scalar(select(schema.versions.c.number).where(schema.versions.c.adapter == name).limit(1))
+        is not None
     )
 
 
-def read_versions(connection: Connection, name: str) -> tuple[Version, ...]:
+def read_state(connection: Connection, state: str) -> list[Version]:
+    return _versions(connection, schema.versions.c.state == state)
+
+
+def read_targets(
+    connection: Connection, name: str, which: ColumnElement[bool] | None = None
+) -> dict[str, dict[int, int]]:
+    here = schema.alias_targets.c.adapter == name
+    return _targets(connection, here if which is None else and_(here, which)).get(name, {})
+
+
+def _adapter(row: RowMapping, versions: Sequence[Version], targets: Mapping[str, Target]) -> Adapter:
+    return Adapter(row["name"], row["description"], row["created_at"], tuple(versions), targets)
+
+
+def _versions(connection: Connection, which: ColumnElement[bool]) -> list[Version]:
     table = schema.versions
-    rows = connection.execute(select(table).where(table.c.adapter == name).order_by(table.c.number)).mappings()
-    return tuple(Version(**{**row, "manifest": Manifest.from_json(row["manifest"])}) for row in rows)
+    rows = connection.execute(select(table).where(which).order_by(table.c.adapter, table.c.number)).mappings()
+    return [Version(**{**row, "manifest": Manifest.from_json(row["manifest"])}) for row in rows]
 
 
-def read_targets(connection: Connection, name: str) -> dict[str, dict[int, int]]:
+def _targets(connection: Connection, which: ColumnElement[bool]) -> dict[str, dict[str, dict[int, int]]]:
+    """Adapter → alias → where it points."""
     table = schema.alias_targets
-    query = select(table).where(table.c.adapter == name).order_by(table.c.alias, table.c.number)
-    found: dict[str, dict[int, int]] = {}
+    query = select(table).where(which).order_by(table.c.adapter, table.c.alias, table.c.number)
+    found: dict[str, dict[str, dict[int, int]]] = {}
     for row in connection.execute(query):
-        found.setdefault(row.alias, {})[row.number] = row.weight
+        found.setdefault(row.adapter, {}).setdefault(row.alias, {})[row.number] = row.weight
     return found
 
 
+def _some_names(connection: Connection) -> str:
+    table = schema.adapters
+    living = table.c.removed_at.is_(None)
+    first = connection.scalars(select(table.c.name).where(living).order_by(table.c.name).limit(SHOWN))
+    return listed(list(first), connection.scalar(select(func.count()).select_from(table).where(living)))
+
+
 def require_version(connection: Connection, name: str, number: int) -> Version:
-    adapter = read_adapter(connection, name)
-    return only(adapter, str(number), [version for version in adapter.versions if version.number == number])
+    found = read_versions(connection, name, schema.versions.c.number == number)
+    return found[0] if found else only(read_adapter(connection, name), str(number), [])

@@ -31,6 +31,11 @@ def main_version(target: Target) -> int:
     return min(target, key=lambda number: (-target[number], number))
 
 
+def aliases_of(targets: Mapping[str, Target], number: int) -> list[str]:
+    """Of alias → target, those aliases that point to this version, alone or among others."""
+    return sorted(alias for alias, target in targets.items() if number in target)
+
+
 def choose(target: Target, alias: str, sticky: str | None) -> int:
     """A version, in proportion to the weights. `alias`: name and alias; the same `sticky` (a user) gets the same one.
 

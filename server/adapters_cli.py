@@ -67,7 +67,7 @@ def push(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
 
 def list_adapters(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Every adapter, a row each."""
-    found = remote.adapters()
+    found = list(remote.adapters())
     table = Table("adapter", "default", "aliases", "versions", "resident", "made", "description", box=None)
     for adapter in found:
         targets = _targets(adapter)

@@ -41,10 +41,8 @@ class Lifecycle:
 
     async def resume(self) -> None:
         """Finish the deletions that a stop or a crash interrupted."""
-        for adapter in await asyncio.to_thread(self._registry.adapters):
-            for version in adapter.versions:
-                if version.state == DRAINING:
-                    self._start(f"delete {version.ref}", self._drain_and_forget(version))
+        for version in await asyncio.to_thread(self._registry.draining):
+            self._start(f"delete {version.ref}", self._drain_and_forget(version))
 
     async def close(self) -> None:
         """Abandon what is still draining; `resume` takes it up at the next start."""

@@ -20,6 +20,8 @@ from server.services import Services, Wired
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
 changing = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("publish"))])
+PAGE = 1000
+"""Adapters in an answer, at most and by default."""
 WaitSeconds = Annotated[float, Query(alias="wait_s", ge=0, le=600)]
 
 
@@ -44,9 +46,19 @@ async def upload(request: Request, wired: Wired, response: Response, caller: Pub
 
 
 @reading.get("")
-async def list_adapters(wired: Wired) -> dict[str, Any]:
-    adapters = await asyncio.to_thread(wired.registry.adapters)
-    return {"object": "list", "data": [_adapter(adapter, wired) for adapter in adapters]}
+async def list_adapters(
+    wired: Wired, after: str = "", limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE
+) -> dict[str, Any]:
+    """In the order of their names. Where there are more, `has_more` is true and `last_id` is the next `after`."""
+    found = await asyncio.to_thread(wired.registry.adapters, after=after, limit=limit + 1)
+    shown = found[:limit]
+    return {
+        "object": "list",
+        "data": [_adapter(adapter, wired) for adapter in shown],
+        "has_more": len(found) > limit,
+        "first_id": shown[0].name if shown else None,
+        "last_id": shown[-1].name if shown else None,
+    }
 
 
 @reading.get("/{name}")
@@ -113,9 +125,8 @@ async def delete_version(
     name: str, number: int, wired: Wired, response: Response, wait_s: WaitSeconds = 30
 ) -> dict[str, Any]:
     """Drains: running requests finish, then engine memory, then the files go. 202 when that takes over `wait_s`."""
-    adapter = await asyncio.to_thread(wired.registry.adapter, name)
     version = await asyncio.to_thread(wired.registry.resolve, name, str(number))
-    if pointing := adapter.aliases_of(number):
+    if pointing := await asyncio.to_thread(wired.registry.aliases_of, version):
         raise Conflict(
             f"{version.ref} is what the alias {', '.join(pointing)} serves: move or remove the alias, "
             f"or delete the whole adapter {name}",
@@ -155,7 +166,7 @@ def _adapter(adapter: Adapter, wired: Services) -> dict[str, Any]:
         "created_at": int(adapter.created_at.timestamp()),
         "aliases": adapter.aliases,
         "splits": {alias: to_json(target) for alias, target in adapter.splits.items()},
-        "versions": [_version(version, adapter, wired) for version in adapter.versions],
+        "versions": [_version(version, adapter.aliases_of(version.number), wired) for version in adapter.versions],
     }
 
 
@@ -176,11 +187,11 @@ def _ends(target: Target) -> int | dict[str, int] | None:
 
 
 async def _show_version(wired: Services, version: Version) -> dict[str, Any]:
-    adapter = await asyncio.to_thread(wired.registry.adapter, version.adapter)
-    return _version(version, adapter, wired) | {"manifest": version.manifest.to_json()}
+    aliases = await asyncio.to_thread(wired.registry.aliases_of, version)
+    return _version(version, aliases, wired) | {"manifest": version.manifest.to_json()}
 
 
-def _version(version: Version, adapter: Adapter, wired: Services) -> dict[str, Any]:
+def _version(version: Version, aliases: list[str], wired: Services) -> dict[str, Any]:
     held = wired.residency.snapshot().get(engine_name(version))
     return {
         "object": "adapter.version",
@@ -190,7 +201,7 @@ def _version(version: Version, adapter: Adapter, wired: Services) -> dict[str, A
         "state": version.state,
         "reason": version.reason,
         "created_at": int(version.created_at.timestamp()),
-        "aliases": adapter.aliases_of(version.number),
+        "aliases": aliases,
         "resident": held is not None,
         "leases": held.leases if held else 0,
     }

@@ -455,3 +455,45 @@ def test_a_split_needs_versions_that_are_ready(three: Registry) -> None:
         three.set_alias("a", "default", {1: 1, 2: 1})
     with pytest.raises(NotFound, match="'9'"):
         three.set_alias("a", "default", {1: 1, 9: 1})
+
+
+@pytest.mark.parametrize("ref", [None, "2", "latest", "stable", digest("2"), digest("2")[:19]])
+def test_a_reference_reads_no_more_versions_than_it_means(
+    three: Registry, ref: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: 10,000 versions are resolved as fast as ten."""
+    three.set_alias("a", "stable", {1: 1, 2: 1})
+    read: list[int] = []
+    made = Manifest.from_json
+
+    def count(data: Mapping[str, Any]) -> Manifest:
+        read.append(1)
+        return made(data)
+
+    monkeypatch.setattr(Manifest, "from_json", count)
+    three.resolve("a", ref)
+    assert len(read) == (2 if ref == "stable" else 1)
+
+
+def test_adapters_page_by_page(registry: Registry) -> None:
+    for name in ("b", "a", "d", "c"):
+        registry.add_version(name, manifest("1"))
+        registry.add_version(name, manifest("2"))
+    registry.remove_version("c", 1)
+    registry.remove_version("c", 2, with_aliases=True)
+    pages = [registry.adapters(limit=2), registry.adapters(after="b", limit=2), registry.adapters(after="d")]
+    assert [[adapter.name for adapter in page] for page in pages] == [["a", "b"], ["d"], []]
+    assert registry.adapters() == [*pages[0], *pages[1]]
+    assert pages[1] == [registry.adapter("d")]
+
+
+def test_what_is_being_deleted(three: Registry) -> None:
+    three.set_state("a", 2, "draining")
+    assert three.draining() == [three.resolve("a", "2")]
+
+
+def test_an_unknown_name_among_many_is_answered_briefly(registry: Registry) -> None:
+    for number in range(20):
+        registry.add_version(f"a{number:02}", manifest("1"))
+    with pytest.raises(NotFound, match=r"registered: a00, .*, a07 and 12 more$"):
+        registry.resolve("b")

@@ -36,7 +36,7 @@ def call(live_server: ServerProcess, monkeypatch: pytest.MonkeyPatch, capsys: py
 def _leaves_nothing(live_server: ServerProcess) -> Iterator[None]:
     yield
     with Remote(live_server.url) as remote:
-        for adapter in remote.adapters():
+        for adapter in list(remote.adapters()):
             remote.delete(adapter["name"], None, 10)
 
 

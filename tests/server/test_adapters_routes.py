@@ -409,3 +409,15 @@ def test_a_split_that_cannot_be(refusing: TestClient, body: dict[str, Any], stat
     response = refusing.put(f"{ADAPTERS}/good/aliases/default", json=body)
     assert response.status_code == status
     assert code in (None, response.json()["error"]["code"])
+
+
+def test_a_long_list_comes_in_pages(client: TestClient) -> None:
+    for name in "cab":
+        upload(client, name)
+    first = client.get(ADAPTERS, params={"limit": 2}).json()
+    assert ([each["name"] for each in first["data"]], first["has_more"]) == (["a", "b"], True)
+    assert (first["first_id"], first["last_id"]) == ("a", "b")
+    second = client.get(ADAPTERS, params={"limit": 2, "after": first["last_id"]}).json()
+    assert ([each["name"] for each in second["data"]], second["has_more"]) == (["c"], False)
+    assert client.get(ADAPTERS, params={"after": "c"}).json()["last_id"] is None
+    assert client.get(ADAPTERS, params={"limit": 0}).status_code == 400
