@@ -70,8 +70,7 @@ class Registry:
     ) -> tuple[Version, bool]:
         with self._database.write() as connection:
             last = rows.open_adapter(connection, name, description)
-            same = rows.read_versions(connection, name, schema.versions.c.digest == manifest.digest)
-            known = living(same, manifest.digest)
+            known = living(rows.read_same(connection, name, manifest.digest), manifest.digest)
             number = known.number if known else rows.insert_version(connection, name, last + 1, manifest)
             version = rows.require_version(connection, name, number)
             if version.state == READY and (

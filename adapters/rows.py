@@ -165,6 +165,11 @@ def read_versions(connection: Connection, name: str, which: ColumnElement[bool] 
     return _versions(connection, here if which is None else and_(here, which))
 
 
+def read_same(connection: Connection, name: str, digest: str) -> list[Version]:
+    """Versions of these bytes. By the digest alone, or SQLite looks through all versions of the name."""
+    return [each for each in _versions(connection, schema.versions.c.digest == digest) if each.adapter == name]
+
+
 def has_versions(connection: Connection, name: str) -> bool:
     return (
         connection.scalar(select(schema.versions.c.number).where(schema.versions.c.adapter == name).limit(1))
