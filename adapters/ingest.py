@@ -1,4 +1,4 @@
-"""The one door in and out: unpack → validate → publish → register, and unregister → delete.
+"""The one door in and out: unpack → convert → validate → publish → register, and unregister → delete.
 
 Files go first and the registry commits last, so a crash leaves at most a blob that nobody knows, which `sweep` removes
 at the next start. It knows no HTTP and no engine: whoever deletes a version makes sure first that nobody uses it.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adapters.archive import unpack
 from adapters.base import BaseModel
+from adapters.convert import convert
 from adapters.errors import UploadError
 from adapters.manifest import Manifest
 from adapters.names import require_name
@@ -48,7 +49,8 @@ class Ingest:
         self._require_free(name)
         with self._store.staging() as staged:
             unpack(files, staged, self._limits)
-            manifest = validate(staged, self._base, self._max_rank)
+            conversion = convert(staged)
+            manifest = validate(staged, self._base, self._max_rank, conversion)
             with self._store.lock():
                 return self._admit(name, staged, manifest, description, promote, by)
 

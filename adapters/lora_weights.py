@@ -45,7 +45,7 @@ class Pair:
 def read_pairs(path: Path, base: BaseModel) -> Mapping[str, Pair]:
     """Module → its pair; every module is one of the base's."""
     sides: dict[str, dict[str, TensorSpan]] = {}
-    for name, span in _read_spans(path).items():
+    for name, span in read_spans(path).items():
         module, side = _parse(name, base)
         if span.dtype not in EXPONENT:
             raise refuse("unsupported_dtype", f"{name} is {span.dtype}")
@@ -58,7 +58,8 @@ def read_pairs(path: Path, base: BaseModel) -> Mapping[str, Pair]:
     return {module: _pair(module, found) for module, found in sorted(sides.items())}
 
 
-def _read_spans(path: Path) -> Mapping[str, TensorSpan]:
+def read_spans(path: Path) -> Mapping[str, TensorSpan]:
+    """Of every tensor in the file. Raises InvalidAdapter where it is damaged."""
     try:
         return read_header(path, max_header_bytes=MAX_HEADER_BYTES)
     except BadHeader as error:

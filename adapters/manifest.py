@@ -43,6 +43,14 @@ class Manifest:
     """Where it comes from: training run, seed, data digest, tool versions."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Evaluation results its maker recorded."""
+    conversion: Mapping[str, Any] = field(default_factory=dict)
+    """How it became a plain LoRA, where it was another kind: from what, whether exactly, and the digests of the files
+    that were sent. Empty: it is served as it came."""
+
+    @property
+    def verdict(self) -> str:
+        """In words, for a person."""
+        return f"converted exactly from {self.conversion['from']}" if self.conversion else "served as it came"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

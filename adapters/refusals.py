@@ -21,7 +21,7 @@ REFUSALS: Mapping[str, str] = {
     "bad_config": "Save the adapter again with PEFT, or correct this field.",
     "bad_provenance": "Correct loraplex.json or leave it out.",
     "bad_safetensors": "Upload the file again, or save it again: it is damaged.",
-    "not_lora": "Only peft_type LORA is served; train or convert it to a LoRA.",
+    "not_lora": "Only peft_type LORA, and ADALORA, which becomes one, is served; train or convert it to a LoRA.",
     "dora": f"DoRA cannot be served unmerged; {_RETRAIN}, or merge it into the base.",
     "lora_bias": f"Biases are not served; {_RETRAIN} with bias='none' and lora_bias=False.",
     "modules_to_save": "Whole modules cannot be swapped per request; train without modules_to_save.",

@@ -7,7 +7,9 @@ streams the values once; it needs no torch and does not know where the files go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adapters.base import BaseModel
 from adapters.lora_weights import Pair, largest_magnitude, read_pairs
@@ -22,8 +24,8 @@ from adapters.upload import CONFIG, PROVENANCE, WEIGHTS
 LARGEST_BF16 = 3.3895313892515355e38
 
 
-def validate(staged: Path, base: BaseModel, max_rank: int) -> Manifest:
-    """Raises InvalidAdapter; its `code` is a key of REFUSALS."""
+def validate(staged: Path, base: BaseModel, max_rank: int, conversion: Mapping[str, Any] | None = None) -> Manifest:
+    """Raises InvalidAdapter; its `code` is a key of REFUSALS. `conversion`: what `convert` did before."""
     _require_files(staged)
     config = read_config(staged / CONFIG, max_rank)
     provenance = read_provenance(staged / PROVENANCE)
@@ -34,7 +36,7 @@ def validate(staged: Path, base: BaseModel, max_rank: int) -> Manifest:
     warnings = [*config.warnings, *_base_warnings(config, provenance, base), *_target_warnings(config, pairs)]
     warnings += _require_finite(staged / WEIGHTS, pairs, config)
     warnings += check_tokenizer(staged, base.path)
-    return _manifest(staged, config, provenance, pairs, tuple(warnings))
+    return replace(_manifest(staged, config, provenance, pairs, tuple(warnings)), conversion=conversion or {})
 
 
 def _require_files(staged: Path) -> None:

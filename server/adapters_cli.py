@@ -195,6 +195,7 @@ def _facts(version: dict[str, Any], console: Console) -> None:
         "state": version["state"] + (f": {version['reason']}" if version["reason"] else ""),
         "aliases": ", ".join(version["aliases"]) or "none",
         "digest": version["digest"],
+        "verdict": version["verdict"],
         "kind": f"{manifest['kind']}, rank {manifest['rank']}, alpha {manifest['alpha']:g}, {manifest['dtype']}",
         "changes": f"{manifest['module_count']} modules: {', '.join(manifest['target_modules'])}",
         "size": f"{manifest['parameter_count']:,} parameters, {_size(manifest['size_bytes'])}",

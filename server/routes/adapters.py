@@ -188,7 +188,10 @@ def _ends(target: Target) -> int | dict[str, int] | None:
 
 async def _show_version(wired: Services, version: Version) -> dict[str, Any]:
     aliases = await asyncio.to_thread(wired.registry.aliases_of, version)
-    return _version(version, aliases, wired) | {"manifest": version.manifest.to_json()}
+    return _version(version, aliases, wired) | {
+        "verdict": version.manifest.verdict,
+        "manifest": version.manifest.to_json(),
+    }
 
 
 def _version(version: Version, aliases: list[str], wired: Services) -> dict[str, Any]:
