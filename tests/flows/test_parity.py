@@ -9,6 +9,7 @@ the reference's best one or within that tolerance of it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -173,6 +174,27 @@ def exact_reference(base: BaseModel, adapters: dict[str, Path]) -> Reference:
     return make_reference(base, adapters, "float32")
 
 
+def write_adalora(base: BaseModel, directory: Path, rank: int = 6) -> Path:
+    """As PEFT saves one whose ranks were never taken away."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    random = np.random.default_rng(0)
+    tensors = {}
+    for module, (out_features, in_features) in base.modules.items():
+        shapes = {"A": (rank, in_features), "B": (out_features, rank), "E": (rank, 1)}
+        for part, shape in shapes.items():
+            scale = {"A": in_features**-0.5, "B": 0.2, "E": 1.0}[part]
+            tensors[f"base_model.model.{module}.lora_{part}"] = (random.normal(size=shape) * scale).astype("<f4")
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    budget = {"init_r": rank, "target_r": 3, "lora_alpha": 5, "total_step": 10, "tinit": 1, "tfinal": 1, "deltaT": 1}
+    targets = sorted({module.rpartition(".")[2] for module in base.modules})
+    config = {"peft_type": "ADALORA", "task_type": "CAUSAL_LM", "target_modules": targets, "bias": "none", **budget}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
 def make_reference(base: BaseModel, adapters: dict[str, Path], dtype: str) -> Reference:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -259,3 +281,18 @@ def test_in_fp32_logprobs_and_greedy_text_are_the_same(exact: Live, exact_refere
     assert max(found.gaps) < FP32_TOLERANCE
     for served in answers:
         assert exact_reference.greedy(model or None, served) == served.ids
+
+
+def test_a_converted_adalora_computes_what_peft_computes_with_it_as_it_was(
+    exact: Live, base: BaseModel, tmp_path: Path
+) -> None:
+    path = write_adalora(base, tmp_path / "adalora")
+    reference = make_reference(base, {"adalora": path}, "float32")
+    assert exact.upload("adalora", path).json()["verdict"] == "converted exactly from adalora"
+    answers = [ask(exact, "adalora", prompt) for prompt in PROMPTS]
+    found = compare(reference, "adalora", answers)
+    print(f"parity fp32 adalora: {found}")
+    assert max(found.gaps) < FP32_TOLERANCE
+    assert max(compare(reference, "", answers).gaps) > 1  # it is not the base that agrees
+    for served in answers:
+        assert reference.greedy("adalora", served) == served.ids
