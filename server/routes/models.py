@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Depends
 
+from adapters.names import DEFAULT
+from adapters.records import READY
 from adapters.registry import Adapter
 from server.auth import require
 from server.errors import ModelNotFound
@@ -35,8 +37,8 @@ async def _cards(wired: Services) -> list[dict[str, Any]]:
 
 
 def _serves(adapter: Adapter) -> bool:
-    number = adapter.aliases.get("default")
-    return any(version.number == number and version.state == "ready" for version in adapter.versions)
+    target = adapter.targets.get(DEFAULT, {})
+    return any(version.number in target and version.state == READY for version in adapter.versions)
 
 
 def _base_card(wired: Services) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def _base_card(wired: Services) -> dict[str, Any]:
 
 
 def _adapter_card(adapter: Adapter, base_name: str) -> dict[str, Any]:
-    root = f"registry://{adapter.name}@{adapter.aliases['default']}"
+    root = f"registry://{adapter.name}@{adapter.aliases[DEFAULT]}"
     return _card(adapter.name, int(adapter.created_at.timestamp()), root=root, parent=base_name)
 
 

@@ -50,3 +50,13 @@ def test_the_list_is_there_before_the_engine_is(built: World) -> None:
     with built.client() as client:
         (card,) = client.get("/v1/models").json()["data"]
     assert (card["id"], card["max_model_len"]) == ("tiny", None)
+
+
+def test_a_split_is_listed_while_one_of_its_versions_serves(client: TestClient, built: World) -> None:
+    for seed in (1, 2):
+        upload(client, "a", seed)
+    client.put("/v1/adapters/a/aliases/default", json={"split": {"1": 90, "2": 10}})
+    built.services.registry.set_state("a", 1, "quarantined", "NaN")
+    assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["tiny", "a"]
+    built.services.registry.set_state("a", 2, "quarantined", "NaN")
+    assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["tiny"]
