@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from adapters.base import BaseModel
 from adapters.json_document import read_document
 from adapters.lora_weights import read_spans
 from adapters.refusals import refuse
@@ -42,21 +43,27 @@ ONLY_ADALORA = (
 LARGEST_RANK = 4096
 
 
-def convert(staged: Path) -> Mapping[str, Any] | None:
-    """What was done, for the manifest; None when nothing had to be. Raises InvalidAdapter."""
+def convert(staged: Path, base: BaseModel, max_rank: int) -> Mapping[str, Any] | None:
+    """What was done, for the manifest; None when nothing had to be. Raises InvalidAdapter.
+
+    Padding multiplies what was sent: so modules, shapes and ranks are those of the base and within the limit before a
+    value is read.
+    """
     config_path, weights_path = staged / CONFIG, staged / WEIGHTS
     if not (config_path.is_file() and weights_path.is_file()):
         return None
     config = read_document(config_path)
     if str(config.get("peft_type")).upper() != "ADALORA":
         return None
-    source = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (config_path, weights_path)}
+    source = {path.name: _sha256(path) for path in (config_path, weights_path)}
     scale = _scale(config)
-    modules = _modules(weights_path)
+    modules = _modules(weights_path, base)
     ranks = {module: parts["E"].shape[0] for module, parts in modules.items() if parts["E"].shape[0]}
     if not ranks:
         raise refuse("no_modules", "AdaLoRA took every rank of every module away")
     largest = max(ranks.values())
+    if largest > max_rank:
+        raise refuse("rank_too_large", f"rank {largest}, this server takes at most {max_rank}")
     tensors: dict[str, Matrix] = {}
     for module in ranks:
         a, b = _plain({part: _values(weights_path, span) for part, span in modules[module].items()}, scale, largest)
@@ -84,7 +91,12 @@ def _scale(config: Mapping[str, Any]) -> float:
     return float(alpha) / (rank + EPSILON)
 
 
-def _modules(path: Path) -> dict[str, dict[str, TensorSpan]]:
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _modules(path: Path, base: BaseModel) -> dict[str, dict[str, TensorSpan]]:
     """Module → its A [rank, in], B [out, rank] and E [rank, 1]."""
     found: dict[str, dict[str, TensorSpan]] = {}
     for name, span in read_spans(path).items():
@@ -96,8 +108,12 @@ def _modules(path: Path) -> dict[str, dict[str, TensorSpan]]:
         if missing := [part for part in "ABE" if part not in parts]:
             raise refuse("unpaired", f"{module[:200]} has no lora_{missing[0]}")
         a, b, e = (parts[part].shape for part in "ABE")
-        if not (len(a) == len(b) == len(e) == 2 and a[0] == b[1] == e[0] <= LARGEST_RANK and e[1] == 1):
+        if not (len(a) == len(b) == len(e) == 2 and a[0] == b[1] == e[0] and e[1] == 1):
             raise refuse("rank_mismatch", f"{module[:200]}: A is {a}, B is {b}, E is {e}")
+        if module not in base.modules:
+            raise refuse("unknown_module", f"{module[:200]!r} is not a linear module of {base.name}")
+        if (b[0], a[1]) != base.modules[module]:
+            raise refuse("shape_mismatch", f"{module}: B·A is {b[0]}×{a[1]}, in {base.name} it is another shape")
     return found
 
 

@@ -49,7 +49,7 @@ class Ingest:
         self._require_free(name)
         with self._store.staging() as staged:
             unpack(files, staged, self._limits)
-            conversion = convert(staged)
+            conversion = convert(staged, self._base, self._max_rank)
             manifest = validate(staged, self._base, self._max_rank, conversion)
             with self._store.lock():
                 return self._admit(name, staged, manifest, description, promote, by)

@@ -84,9 +84,6 @@ class Remote:
         body = {"version": next(iter(target))} if single else {"split": to_json(target)}
         return self._call("PUT", f"/{_name(name)}/aliases/{_part(alias)}", json=body)
 
-    def remove_alias(self, name: str, alias: str) -> dict[str, Any]:
-        return self._call("DELETE", f"/{_name(name)}/aliases/{_part(alias)}")
-
     def rollback(self, name: str, alias: str) -> dict[str, Any]:
         return self._call("POST", f"/{_name(name)}/rollback", json={"alias": alias})
 

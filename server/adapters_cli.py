@@ -186,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _share(text: str) -> tuple[int, int]:
     number, _, weight = text.partition("=")
+    if not (number.isdecimal() and weight.isdecimal()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected VERSION=WEIGHT, for example 3=90")
     return int(number), int(weight)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 FEW = 32
-"""Rows of one adapter up to which `lora_kernel` computes them faster than matrix products do."""
+"""Rows of one adapter up to which `kernels` computes them faster than matrix products do."""
 
 
 @dataclass(frozen=True)

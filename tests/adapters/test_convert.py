@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from adapters.base import BaseModel
 from adapters.convert import convert
 from adapters.errors import InvalidAdapter
 from tests.adapters.conftest import MAX_RANK, Shop
@@ -41,6 +42,10 @@ def adalora(ranks: Mapping[str, int] | None = None, seed: int = 0, dtype: str = 
 def files(tensors: Mapping[str, Tensor], **changes: Any) -> dict[str, bytes]:
     config = {**SETTINGS, "target_modules": ["q_proj"], "base_model_name_or_path": "tiny", **changes}
     return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": safetensors(tensors)}
+
+
+def base_of(modules: Mapping[str, tuple[int, int]]) -> BaseModel:
+    return BaseModel(Path("tiny"), "tiny", "sha256:0", modules)
 
 
 def staged(path: Path, content: Mapping[str, bytes]) -> Path:
@@ -81,7 +86,7 @@ def test_the_change_of_every_weight_is_the_one_that_peft_computes(tmp_path: Path
     kept = [module for module in model.modules() if isinstance(module, peft.tuners.adalora.layer.SVDLinear)]
     exact = {str(number): module.get_delta_weight("default").detach().numpy() for number, module in enumerate(kept)}
 
-    done = convert(tmp_path / "saved")
+    done = convert(tmp_path / "saved", base_of(dict.fromkeys("0123", (8, 8))), 16)
 
     assert done is not None
     assert (done["from"], done["exact"]) == ("adalora", True)
@@ -108,9 +113,9 @@ def test_it_goes_through_the_gate_and_says_so(shop: Shop) -> None:
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_any_precision(tmp_path: Path, dtype: str) -> None:
     directory = staged(tmp_path / "a", files(adalora(dtype=dtype)))
-    convert(directory)
+    convert(directory, base_of(MODULES), 16)
     exact = staged(tmp_path / "b", files(adalora()))
-    convert(exact)
+    convert(exact, base_of(MODULES), 16)
     for name, delta in deltas(exact).items():
         np.testing.assert_allclose(deltas(directory)[name], delta, atol=0.05, rtol=0.05)
 
@@ -119,7 +124,7 @@ def test_any_precision(tmp_path: Path, dtype: str) -> None:
 def test_other_kinds_are_left_alone(tmp_path: Path, peft_type: Any) -> None:
     content = files(adalora(), peft_type=peft_type)
     directory = staged(tmp_path / "a", content)
-    assert convert(directory) is None
+    assert convert(directory, base_of(MODULES), 16) is None
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == content
 
 
@@ -147,6 +152,7 @@ def changed(part: str, values: Any, dtype: str = "F32") -> dict[str, Tensor]:
         ({**adalora(), "base_model.model.x.lora_A.weight": tensor([[1.0]])}, {}, "unsupported_tensor"),
         (adalora(dict.fromkeys(MODULES, 0)), {}, "no_modules"),
         (adalora(dict.fromkeys(MODULES, MAX_RANK + 1)), {}, "rank_too_large"),
+        ({name.replace("layers.1", "layers.9"): each for name, each in adalora().items()}, {}, "unknown_module"),
         (adalora(), {"init_r": 0}, "bad_config"),
         (adalora(), {"init_r": None}, "bad_config"),
         (adalora(), {"init_r": True}, "bad_config"),
