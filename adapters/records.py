@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from adapters.manifest import Manifest
 from adapters.targets import Target, aliases_of, main_version
@@ -26,6 +27,8 @@ class Version:
     """Why it is in this state, for a person."""
     created_at: datetime
     manifest: Manifest
+    probe: Mapping[str, Any] | None = None
+    """What the engine answered with it, compared with the base; None before it was tried."""
 
     @property
     def ref(self) -> str:

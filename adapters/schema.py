@@ -25,7 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "2"
+REVISION = "3"
 """The last step in `migrations/versions`."""
 
 
@@ -73,6 +73,18 @@ versions = Table(
     Column("reason", Text),
     Column("created_at", UtcDateTime, nullable=False),
     Column("manifest", JSON, nullable=False),
+    Column("probe", JSON),
+)
+
+# Of an adapter (number 0), or of one of its versions.
+tags = Table(
+    "adapter_tags",
+    metadata,
+    Column("adapter", String(128), ForeignKey("adapters.name"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(64), primary_key=True),
+    Column("value", String(256), nullable=False),
+    Index("ix_adapter_tags_key_value", "key", "value"),
 )
 
 alias_targets = Table(
@@ -82,6 +94,17 @@ alias_targets = Table(
     Column("alias", String(128), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("weight", Integer, nullable=False),
+    ForeignKeyConstraint(["adapter", "number"], ["adapter_versions.adapter", "adapter_versions.number"]),
+)
+
+# A copy of some of an alias's requests goes to this version too; its answer is compared and dropped.
+alias_shadows = Table(
+    "adapter_alias_shadows",
+    metadata,
+    Column("adapter", String(128), primary_key=True),
+    Column("alias", String(128), primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("percent", Integer, nullable=False),
     ForeignKeyConstraint(["adapter", "number"], ["adapter_versions.adapter", "adapter_versions.number"]),
 )
 
@@ -98,4 +121,32 @@ alias_moves = Table(
     Column("moved_at", UtcDateTime, nullable=False),
     Column("undone", Boolean, nullable=False),
     Index("ix_adapter_alias_moves_alias", "adapter", "alias"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("params", JSON, nullable=False),
+    Column("progress", JSON),
+    Column("result", JSON),
+    Column("error", JSON),
+    Column("created_by", String(128)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Index("ix_jobs_state", "state"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job", String(32), ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("level", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON),
 )
