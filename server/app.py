@@ -28,7 +28,7 @@ from server.lifecycle import Lifecycle
 from server.logs import Edge
 from server.residency import Residency
 from server.resolve import Resolver
-from server.routes import adapters, generation, health, models, operations
+from server.routes import adapters, aliases, generation, health, models, operations, versions
 from server.services import Services
 from server.settings import Settings
 from server.telemetry import Telemetry
@@ -46,10 +46,11 @@ def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None 
     app.state.keys = load_keys(settings.api_keys, settings.key_file)
     app.add_middleware(Edge)
     problems.install(app)
-    for noun in (generation.router, models.router, adapters.reading, adapters.changing):
-        app.include_router(noun)
-    app.include_router(operations.router)
-    app.include_router(health.router)
+    for noun in (adapters, versions, aliases):
+        app.include_router(noun.reading)
+        app.include_router(noun.changing)
+    for each in (generation, models, operations, health):
+        app.include_router(each.router)
     return app
 
 

@@ -1,0 +1,63 @@
+"""What the routes answer of adapters, versions and moves of aliases, as JSON. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from adapters.registry import Adapter, Move, Version
+from adapters.targets import Target, to_json
+from server.resolve import engine_name
+from server.services import Services
+
+
+def adapter_json(adapter: Adapter, wired: Services) -> dict[str, Any]:
+    return {
+        "object": "adapter",
+        "name": adapter.name,
+        "description": adapter.description,
+        "created_at": int(adapter.created_at.timestamp()),
+        "aliases": adapter.aliases,
+        "splits": {alias: to_json(target) for alias, target in adapter.splits.items()},
+        "versions": [version_json(version, adapter.aliases_of(version.number), wired) for version in adapter.versions],
+    }
+
+
+def move_json(move: Move) -> dict[str, Any]:
+    return {
+        "from": _ends(move.old),
+        "to": _ends(move.new),
+        "how": move.how,
+        "by": move.by,
+        "at": int(move.at.timestamp()),
+        "undone": move.undone,
+    }
+
+
+def _ends(target: Target) -> int | dict[str, int] | None:
+    """A number, or a split, or none."""
+    return to_json(target) if len(target) > 1 else next(iter(target), None)
+
+
+async def shown_version(wired: Services, version: Version) -> dict[str, Any]:
+    aliases = await asyncio.to_thread(wired.registry.aliases_of, version)
+    return version_json(version, aliases, wired) | {
+        "verdict": version.manifest.verdict,
+        "manifest": version.manifest.to_json(),
+    }
+
+
+def version_json(version: Version, aliases: list[str], wired: Services) -> dict[str, Any]:
+    held = wired.residency.snapshot().get(engine_name(version))
+    return {
+        "object": "adapter.version",
+        "name": version.adapter,
+        "version": version.number,
+        "digest": version.digest,
+        "state": version.state,
+        "reason": version.reason,
+        "created_at": int(version.created_at.timestamp()),
+        "aliases": aliases,
+        "resident": held is not None,
+        "leases": held.leases if held else 0,
+    }
