@@ -21,6 +21,10 @@ TARS = (".tar.gz", ".tgz", ".tar")
 ARCHIVES = (*TARS, ".zip")
 
 
+def is_archive(filename: str) -> bool:
+    return filename.lower().endswith(ARCHIVES)
+
+
 def unpack(files: Sequence[UploadedFile], into: Path, limits: UploadLimits) -> None:
     """Write the kept files flat into `into`. Raises UploadError, or InvalidAdapter for pickles."""
     seen: set[tuple[str, ...]] = set()
@@ -37,7 +41,7 @@ def unpack(files: Sequence[UploadedFile], into: Path, limits: UploadLimits) -> N
 
 
 def _members(files: Sequence[UploadedFile], limits: UploadLimits) -> Iterator[Member]:
-    archives = [file for file in files if file.filename.lower().endswith(ARCHIVES)]
+    archives = [file for file in files if is_archive(file.filename)]
     if not files or (archives and len(files) > 1):
         raise UploadError(f"got {len(files)} files; expected one archive ({', '.join(ARCHIVES)}) or the loose files")
     if not archives:

@@ -3,6 +3,7 @@
 AdapterError
 ├── UploadError                  what was sent cannot be taken in
 │   ├── UploadTooLarge           larger than the server allows, before or while unpacking
+│   ├── ChecksumMismatch         what arrived has another SHA-256 than the client said
 │   └── UnsafeArchive            a path, link, device or bomb that no honest archive needs
 ├── InvalidAdapter               unpacked, but it is not an adapter this base can serve
 ├── NotFound                     no such adapter, version or alias
@@ -41,6 +42,10 @@ class UploadError(AdapterError):
 
 class UploadTooLarge(UploadError):
     code = "upload_too_large"
+
+
+class ChecksumMismatch(UploadError):
+    code = "sha256_mismatch"
 
 
 class UnsafeArchive(UploadError):

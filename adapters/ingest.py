@@ -1,4 +1,4 @@
-"""The one door in and out: unpack → convert → validate → publish → register, and unregister → delete.
+"""The one door in and out: compare sums → unpack → convert → validate → publish → register, and unregister → delete.
 
 Files go first and the registry commits last, so a crash leaves at most a blob that nobody knows, which `sweep` removes
 at the next start. It knows no HTTP and no engine: whoever deletes a version makes sure first that nobody uses it.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from adapters import checksums
 from adapters.archive import unpack
 from adapters.base import BaseModel
 from adapters.convert import convert
@@ -19,7 +20,7 @@ from adapters.names import require_name
 from adapters.refusals import refuse
 from adapters.registry import Registry, Version
 from adapters.store import LocalStore
-from adapters.upload import UploadedFile, UploadLimits
+from adapters.upload import PLAIN, UploadedFile, UploadLimits, UploadOptions
 from adapters.validate import validate
 
 
@@ -36,27 +37,19 @@ class Ingest:
         self._max_rank = max_rank
         store.claim(registry.identity)
 
-    def upload(
-        self,
-        name: str,
-        files: Sequence[UploadedFile],
-        *,
-        description: str | None = None,
-        promote: bool = True,
-        by: str | None = None,
-    ) -> tuple[Version, bool]:
+    def upload(self, name: str, files: Sequence[UploadedFile], options: UploadOptions = PLAIN) -> tuple[Version, bool]:
         """The version, and whether it is new. After any failure store and registry are what they were."""
         self._require_free(name)
         with self._store.staging() as staged:
+            packed = checksums.check_sent(files, options.sha256)
             unpack(files, staged, self._limits)
+            checksums.check_unpacked(staged, packed)
             conversion = convert(staged, self._base, self._max_rank)
             manifest = validate(staged, self._base, self._max_rank, conversion)
             with self._store.lock():
-                return self._admit(name, staged, manifest, description, promote, by)
+                return self._admit(name, staged, manifest, options)
 
-    def directory(
-        self, name: str, path: Path, *, description: str | None = None, promote: bool = True
-    ) -> tuple[Version, bool]:
+    def directory(self, name: str, path: Path, options: UploadOptions = PLAIN) -> tuple[Version, bool]:
         """As `upload`, from a local PEFT directory (its sub-directories are not looked at)."""
         if not path.is_dir():
             raise UploadError(f"{path} is not a directory; give one that PEFT's save_pretrained wrote")
@@ -66,7 +59,7 @@ class Ingest:
                 for file in sorted(path.iterdir())
                 if file.is_file()
             ]
-            return self.upload(name, files, description=description, promote=promote)
+            return self.upload(name, files, options)
 
     def forget(self, name: str, number: int, *, with_aliases: bool = False) -> None:
         """Unregister a version and delete its files. Conflict while an alias points to it, unless those go too."""
@@ -85,12 +78,12 @@ class Ingest:
         if name == self._base.name:
             raise refuse("bad_name", f"{name!r} is the base model's name, expected one of its own")
 
-    def _admit(
-        self, name: str, staged: Path, manifest: Manifest, description: str | None, promote: bool, by: str | None
-    ) -> tuple[Version, bool]:
+    def _admit(self, name: str, staged: Path, manifest: Manifest, options: UploadOptions) -> tuple[Version, bool]:
         try:
             self._store.publish(staged, manifest.digest)
-            return self._registry.add_version(name, manifest, description=description, promote=promote, by=by)
+            return self._registry.add_version(
+                name, manifest, description=options.description, promote=options.promote, by=options.by
+            )
         except BaseException:
             self._delete_unreferenced({manifest.digest})
             raise

@@ -5,6 +5,7 @@ It knows the API's paths and error bodies, and nothing of how the server keeps w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +15,10 @@ from urllib.parse import quote
 import httpx
 
 from adapters import names
+from adapters.checksums import sha256_of
 from adapters.errors import RemoteRefusal, RemoteUnreachable, UploadError
 from adapters.targets import Target, to_json
+from adapters.upload import KEPT
 
 TIMEOUT_S = 120.0
 DELETE_TIMEOUT_S = 660.0
@@ -63,7 +66,7 @@ class Remote:
         promote: bool = True,
         opener: Opener = lambda path: path.open("rb"),
     ) -> dict[str, Any]:
-        """A directory that PEFT wrote (its files, not its sub-directories), or an archive of one."""
+        """A directory that PEFT wrote (its files, not its sub-directories), or an archive of one; with their sums."""
         if not path.exists():
             raise UploadError(
                 f"{path} does not exist; give a directory that PEFT's save_pretrained wrote, or an archive"
@@ -71,7 +74,8 @@ class Remote:
         files = [path] if path.is_file() else [each for each in sorted(path.iterdir()) if each.is_file()]
         if not files:
             raise UploadError(f"{path} holds no files; give a directory that PEFT's save_pretrained wrote")
-        form = {"name": name, "promote": str(promote).lower()}
+        sums = {each.name: sha256_of(each) for each in files if each == path or each.name in KEPT}
+        form = {"name": name, "promote": str(promote).lower(), "sha256": json.dumps(sums)}
         if description is not None:
             form["description"] = description
         with ExitStack() as opened:

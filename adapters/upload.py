@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
@@ -45,6 +46,22 @@ class UploadLimits:
     """Of the unpacked files together."""
     max_files: int = 1000
     """Members of an archive, or loose files."""
+
+
+@dataclass(frozen=True)
+class UploadOptions:
+    """What is asked for beside the name and the files."""
+
+    description: str | None = None
+    promote: bool = True
+    """Whether the alias `default` moves to the version."""
+    sha256: str | Mapping[str, str] | None = None
+    """What the client says it sent, see adapters/checksums.py."""
+    by: str | None = None
+    """The id of the API key that uploads."""
+
+
+PLAIN = UploadOptions()
 
 
 def safe_parts(name: str) -> tuple[str, ...]:

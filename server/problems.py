@@ -30,6 +30,7 @@ STATUS: dict[type[Exception], int] = {
     artifact.AdapterError: 500,
     artifact.UploadError: 400,
     artifact.UploadTooLarge: 413,
+    artifact.ChecksumMismatch: 400,
     artifact.UnsafeArchive: 400,
     artifact.InvalidAdapter: 422,
     artifact.NotFound: 404,

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from adapters.upload import UploadLimits
 from server import uploads
 from server.auth import Publisher, require
-from server.errors import BadRequest
 from server.routes.shapes import adapter_json, shown_version
 from server.routes.versions import WaitSeconds, drain
 from server.services import Wired
+from server.upload_fields import read_fields
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
 changing = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("publish"))])
@@ -23,17 +23,12 @@ PAGE = 1000
 
 @changing.post("", status_code=201)
 async def upload(request: Request, wired: Wired, response: Response, caller: Publisher) -> dict[str, Any]:
-    """Multipart: `name`, optional `description` and `promote` (true: the default alias moves), and the files."""
+    """Multipart: the fields of `UploadFields`, and the files."""
     limits = UploadLimits(wired.settings.max_upload_bytes, wired.settings.max_upload_files)
     async with uploads.receive(request, limits) as received:
-        name = received.fields.get("name", "")
+        fields = read_fields(received.fields)
         version, created = await asyncio.to_thread(
-            wired.ingest.upload,
-            name,
-            received.files,
-            description=received.fields.get("description"),
-            promote=_flag(received.fields, "promote"),
-            by=caller.id,
+            wired.ingest.upload, fields.name, received.files, fields.options(by=caller.id)
         )
     if not created:
         response.status_code = 200
@@ -67,10 +62,3 @@ async def delete_adapter(name: str, wired: Wired, response: Response, wait_s: Wa
     """The adapter and all its versions, drained."""
     adapter = await asyncio.to_thread(wired.registry.adapter, name)
     return await drain(wired, list(adapter.versions), wait_s, response) | {"name": name}
-
-
-def _flag(fields: dict[str, str], name: str) -> bool:
-    given = fields.get(name, "true").lower()
-    if given not in ("true", "false"):
-        raise BadRequest(f"{name} is {given!r}, expected true or false", param=name)
-    return given == "true"

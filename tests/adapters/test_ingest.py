@@ -18,7 +18,7 @@ from adapters.errors import AdapterError, Conflict, InvalidAdapter, NotFound, St
 from adapters.ingest import Ingest
 from adapters.refusals import REFUSALS
 from adapters.registry import Registry
-from adapters.upload import UploadedFile, UploadLimits
+from adapters.upload import UploadedFile, UploadLimits, UploadOptions
 from tests.adapters.conftest import Shop
 from tests.adapters.factories import AdapterFiles, loose, lora_tensors, tar, tensor, uploaded
 
@@ -30,7 +30,7 @@ def blobs(shop: Shop) -> set[str]:
 
 
 def test_upload_is_stored_and_registered(shop: Shop) -> None:
-    version, created = shop.ingest.upload("a", AdapterFiles().uploads(), description="hello")
+    version, created = shop.ingest.upload("a", AdapterFiles().uploads(), UploadOptions(description="hello"))
     assert created
     assert shop.registry.resolve("a") == version
     stored = {path.name: path.read_bytes() for path in shop.store.path(version.digest).iterdir()}
@@ -48,7 +48,7 @@ def test_archive_and_loose_files_of_the_same_bytes_are_the_same_version(shop: Sh
 def test_local_directory_comes_in_through_the_same_door(shop: Shop, tmp_path: Path) -> None:
     path = AdapterFiles(extra={"training_args.bin": b"x", "loss.png": b"x"}).write(tmp_path / "trained")
     (path / "checkpoint-10").mkdir()
-    version, _ = shop.ingest.directory("a", path, promote=False)
+    version, _ = shop.ingest.directory("a", path, UploadOptions(promote=False))
     assert set(version.manifest.files) == {"adapter_config.json", "adapter_model.safetensors"}
     with pytest.raises(UploadError, match="not a directory"):
         shop.ingest.directory("a", tmp_path / "gone")
@@ -117,7 +117,7 @@ def test_failing_registry_takes_the_files_back(shop: Shop, monkeypatch: pytest.M
 def test_failing_registry_keeps_files_that_others_use(shop: Shop) -> None:
     version, _ = shop.ingest.upload("a", AdapterFiles().uploads())
     with pytest.raises(InvalidAdapter):
-        shop.ingest.upload("b", AdapterFiles().uploads(), description="x" * 5000)
+        shop.ingest.upload("b", AdapterFiles().uploads(), UploadOptions(description="x" * 5000))
     assert blobs(shop) == {version.digest}
 
 

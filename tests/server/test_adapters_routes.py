@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -221,7 +222,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_upload_has_a_reason_and_leaves_the_store_alone(refusing: TestClient, kind: str) -> None:
     files, status, code = BAD[kind]
-    response = refusing.post(ADAPTERS, data={"name": "bad"}, files=as_parts(files) or {"x": (None, "y")})
+    response = refusing.post(ADAPTERS, data={"name": "bad"}, files=as_parts(files) or {"promote": (None, "true")})
     assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
     assert response.json()["error"]["message"]
     assert refusing.get(f"{ADAPTERS}/bad").status_code == 404
@@ -231,6 +232,27 @@ def test_a_bad_upload_has_a_reason_and_leaves_the_store_alone(refusing: TestClie
 def test_a_bad_name_is_refused(refusing: TestClient, name: str) -> None:
     response = refusing.post(ADAPTERS, data={"name": name}, files=as_parts(adapter_files().files()))
     assert (response.status_code, response.json()["error"]["code"]) == (422, "bad_name")
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_sha256_in_the_form_is_checked(client: TestClient, as_object: bool) -> None:
+    files = adapter_files().files()
+    right = hashlib.sha256(files["adapter_model.safetensors"]).hexdigest()
+
+    def post(hexed: str) -> Any:
+        sha256 = json.dumps({"adapter_model.safetensors": hexed}) if as_object else hexed
+        return client.post(ADAPTERS, data={"name": "a", "sha256": sha256}, files=as_parts(files))
+
+    refused = post("0" * 64)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "sha256_mismatch")
+    assert client.get(ADAPTERS).json()["data"] == []
+    assert post(right).status_code == 201
+
+
+@pytest.mark.parametrize("field", [{"promot": "false"}, {"sha256": "{"}, {"sha256": '{"a": 1}'}])
+def test_a_field_that_is_unknown_or_wrong_is_named(refusing: TestClient, field: dict[str, str]) -> None:
+    response = refusing.post(ADAPTERS, data={"name": "a", **field}, files=as_parts(adapter_files().files()))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, next(iter(field)))
 
 
 def test_promote_is_true_or_false(refusing: TestClient) -> None:

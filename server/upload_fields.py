@@ -1,0 +1,42 @@
+"""What may stand beside the files of an upload, or beside `source`: one model for the form and the JSON body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from adapters.upload import UploadOptions
+from server.errors import BadRequest
+
+
+class UploadFields(BaseModel):
+    """A field here is one of both; text is read as the type that it must have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = ""
+    description: str | None = None
+    promote: bool = True
+    sha256: str | dict[str, str] | None = None
+
+    @field_validator("sha256", mode="before")
+    @classmethod
+    def _object_in_a_form(cls, given: Any) -> Any:
+        return json.loads(given) if isinstance(given, str) and given.lstrip().startswith("{") else given
+
+    def options(self, by: str | None) -> UploadOptions:
+        return UploadOptions(description=self.description, promote=self.promote, sha256=self.sha256, by=by)
+
+
+def read_fields(raw: Mapping[str, Any]) -> UploadFields:
+    """Raises BadRequest with the first field that is wrong or unknown."""
+    try:
+        return UploadFields.model_validate(dict(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        expected = f"; expected some of {', '.join(UploadFields.model_fields)}" * (first["type"] == "extra_forbidden")
+        raise BadRequest(f"{field[:80]}: {first['msg']}{expected}", param=field[:80]) from None
