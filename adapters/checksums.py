@@ -14,6 +14,7 @@ from adapters.upload import WEIGHTS, UploadedFile
 
 HEX = re.compile(r"[0-9a-f]{64}")
 MAX_NAMES = 1000
+CHUNK_BYTES = 1 << 18
 
 Sha256 = str | Mapping[str, str]
 """Of the one archive as sent or, among loose files, of the weights; or file name → hex."""
@@ -77,4 +78,7 @@ def _last_part(name: str) -> str:
 
 
 def _sha256(stream: BinaryIO) -> str:
-    return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    while chunk := stream.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
