@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import ArgumentError
 
 from adapters.errors import StoreError
 
 BUSY_TIMEOUT_MS = 10_000
 IMMEDIATE = "loraplex_begin_immediate"
+ADVISORY_LOCK = 0x6C6F7261706C6578
+"""`loraplex` in ASCII: one number for all who open the same database."""
 
 
 class Database:
@@ -26,6 +31,7 @@ class Database:
                 f"the database URL cannot be used: {error}; expected sqlite:///FILE or postgresql+psycopg://..., "
                 "and the driver it names installed"
             ) from error
+        self._turn = threading.Lock()
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
@@ -44,6 +50,24 @@ class Database:
         """Commits at the end of the block, rolls back when it raises."""
         with self._engine.execution_options(**{IMMEDIATE: True}).begin() as connection:
             yield connection
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Of all threads, processes and machines that open this database, one at a time. Not reentrant.
+
+        It ends with its holder, however that dies. Those who wait hold one connection a process, not all of them.
+        """
+        with self._turn:
+            if self._engine.dialect.name == "postgresql":
+                with self._engine.begin() as connection:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+                    yield
+            elif (file := self._engine.url.database) not in (None, "", ":memory:"):
+                with Path(f"{file}.lock").open("wb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    yield
+            else:
+                yield
 
     def close(self) -> None:
         self._engine.dispose()

@@ -9,6 +9,7 @@ AdapterError
 ├── NotFound                     no such adapter, version or alias
 ├── Conflict                     the request contradicts what is registered
 ├── StoreError                   the blob store is damaged or cannot be written
+│   └── StoreUnreachable         the object store did not do what we asked; worth another try
 ├── RemoteError                  a server that we called did not do what we asked
 │   ├── RemoteUnreachable        it did not answer, or it is no server of ours
 │   └── RemoteRefusal            it refused; its message and code are passed on
@@ -66,6 +67,11 @@ class Conflict(AdapterError):
 
 class StoreError(AdapterError):
     code = "store_error"
+
+
+class StoreUnreachable(StoreError):
+    code = "store_unreachable"
+    retry_after_s = 5
 
 
 class RemoteError(AdapterError):

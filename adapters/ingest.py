@@ -6,20 +6,20 @@ at the next start. It knows no HTTP and no engine: whoever deletes a version mak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from adapters import checksums
 from adapters.archive import unpack
 from adapters.base import BaseModel
 from adapters.convert import convert
-from adapters.errors import UploadError
+from adapters.errors import StoreError, UploadError
 from adapters.manifest import Manifest
 from adapters.names import require_name
 from adapters.refusals import refuse
 from adapters.registry import Registry, Version
-from adapters.store import LocalStore
+from adapters.store import Store
 from adapters.upload import PLAIN, UploadedFile, UploadLimits, UploadOptions
 from adapters.validate import validate
 
@@ -27,9 +27,7 @@ from adapters.validate import validate
 class Ingest:
     """Safe to call from several threads and processes on the same store and registry."""
 
-    def __init__(
-        self, store: LocalStore, registry: Registry, base: BaseModel, limits: UploadLimits, max_rank: int
-    ) -> None:
+    def __init__(self, store: Store, registry: Registry, base: BaseModel, limits: UploadLimits, max_rank: int) -> None:
         self._store = store
         self._registry = registry
         self._base = base
@@ -46,7 +44,8 @@ class Ingest:
             checksums.check_unpacked(staged, packed)
             conversion = convert(staged, self._base, self._max_rank)
             manifest = validate(staged, self._base, self._max_rank, conversion)
-            with self._store.lock():
+            self._store.prepare(staged, manifest.digest)
+            with self._agreeing():
                 return self._admit(name, staged, manifest, options)
 
     def directory(self, name: str, path: Path, options: UploadOptions = PLAIN) -> tuple[Version, bool]:
@@ -63,15 +62,22 @@ class Ingest:
 
     def forget(self, name: str, number: int, *, with_aliases: bool = False) -> None:
         """Unregister a version and delete its files. Conflict while an alias points to it, unless those go too."""
-        with self._store.lock():
+        with self._agreeing():
             digest = self._registry.resolve(name, str(number)).digest
             self._registry.remove_version(name, number, with_aliases=with_aliases)
             self._delete_unreferenced({digest})
 
-    def sweep(self) -> list[str]:
-        """Remove what crashed uploads and deletions left; returns what went."""
-        with self._store.lock():
-            return self._store.sweep(self._registry.digests())
+    def sweep(self, *, keep: Collection[str] = (), dry_run: bool = False) -> list[str]:
+        """Remove what crashed uploads and deletions left; returns what went, or would. `keep`: digests still in use."""
+        with self._agreeing():
+            look = self._store.leftovers if dry_run else self._store.sweep
+            return look(self._registry.digests().union(keep))
+
+    @contextmanager
+    def _agreeing(self) -> Iterator[None]:
+        """One at a time makes files and registry agree, of all machines that share the two."""
+        with self._registry.alone(), self._store.lock():
+            yield
 
     def _require_free(self, name: str) -> None:
         require_name(name)
@@ -85,7 +91,8 @@ class Ingest:
                 name, manifest, description=options.description, promote=options.promote, by=options.by
             )
         except BaseException:
-            self._delete_unreferenced({manifest.digest})
+            with suppress(StoreError):  # what cannot be deleted now is swept later; the first error is the one to hear
+                self._delete_unreferenced({manifest.digest})
             raise
 
     def _delete_unreferenced(self, digests: set[str]) -> None:

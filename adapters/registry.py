@@ -6,7 +6,7 @@ Every write is one transaction. It knows digests, not files: adapters/ingest.py 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -44,6 +44,10 @@ class Registry:
         """32 hex digits made with the database: the same for every process that opens it."""
         with self._database.read() as connection:
             return str(connection.scalar(select(schema.identity.c.identity)))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Held by whoever makes files and registry agree, on whatever machine. Not reentrant."""
+        return self._database.alone()
 
     def close(self) -> None:
         self._database.close()

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from adapters.base import BaseModel
 from adapters.ingest import Ingest
 from adapters.registry import Registry
-from adapters.store import LocalStore
+from adapters.storage import open_store
 from adapters.upload import UploadLimits
 from server import problems
 from server.base import find_base, weights_of
@@ -22,6 +22,7 @@ from server.engine.protocol import Engine
 from server.engine.vllm import VllmEngine
 from server.errors import SettingsError
 from server.fairness import Turns
+from server.fetches import Fetches
 from server.generate import Generator
 from server.keys import load_keys
 from server.lifecycle import Lifecycle
@@ -56,7 +57,7 @@ def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None 
 
 def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]) -> Services:
     """Build every collaborator once."""
-    store = LocalStore(settings.data_dir / "adapters")
+    store = open_store(settings.data_dir, settings.store_url)
     registry = Registry(settings.registry_url)
     limits = UploadLimits(settings.max_upload_bytes, settings.max_upload_files)
     ingest = Ingest(store, registry, base, limits, settings.max_lora_rank)
@@ -65,9 +66,12 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     lifecycle = Lifecycle(registry, ingest, residency)
     telemetry = Telemetry(settings.max_metric_adapters)
     resolver = Resolver(registry, store, base.name)
+    fetches = Fetches(store)
     turns = line_up(settings)
-    generator = Generator(pool, resolver, turns, residency, lifecycle, telemetry, settings.max_request_bytes)
-    return Services(settings, base, registry, ingest, pool, turns, residency, lifecycle, generator, telemetry)
+    generator = Generator(pool, resolver, fetches, turns, residency, lifecycle, telemetry, settings.max_request_bytes)
+    return Services(
+        settings, base, registry, store, fetches, ingest, pool, turns, residency, lifecycle, generator, telemetry
+    )
 
 
 def line_up(settings: Settings) -> Turns:
@@ -112,5 +116,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await services.lifecycle.close()
+        services.fetches.close()
         await services.pool.close()
         services.registry.close()

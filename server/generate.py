@@ -1,4 +1,4 @@
-"""FLOW request: resolve → turn → lease → generate → answer. Whatever happens, turn and lease outlast the engine's work.
+"""FLOW request: resolve → fetch → turn → lease → generate → answer. Turn and lease outlast the engine's work, always.
 
 The flow of `Generator.answer` is the whole story; `LeasedStream` carries it on when the answer is streamed.
 """
@@ -24,6 +24,7 @@ from server.engine.pool import EnginePool
 from server.engine.protocol import Answer, Endpoint, Generation, Stats
 from server.errors import BadRequest, CorruptedOutput, RequestTooLarge, ServerError
 from server.fairness import BASE, Turn, Turns
+from server.fetches import Fetches
 from server.lifecycle import Lifecycle
 from server.residency import Residency
 from server.resolve import Resolver, Target
@@ -40,6 +41,7 @@ class Generator:
         self,
         pool: EnginePool,
         resolver: Resolver,
+        fetches: Fetches,
         turns: Turns,
         residency: Residency,
         lifecycle: Lifecycle,
@@ -48,6 +50,7 @@ class Generator:
     ) -> None:
         self._pool = pool
         self._resolver = resolver
+        self._fetches = fetches
         self._turns = turns
         self._residency = residency
         self._lifecycle = lifecycle
@@ -66,6 +69,7 @@ class Generator:
         return await _until_disconnect(request, lambda: self._generate(endpoint, body, target))
 
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:
+        target = await self._fetches.at_hand(target)
         async with AsyncExitStack() as held:
             turn = await self._turn(body, target, held)
             adapter = None

@@ -36,6 +36,7 @@ STATUS: dict[type[Exception], int] = {
     artifact.NotFound: 404,
     artifact.Conflict: 409,
     artifact.StoreError: 500,
+    artifact.StoreUnreachable: 503,
     artifact.RemoteError: 502,
     artifact.RemoteUnreachable: 502,
     artifact.RemoteRefusal: 502,

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from adapters.errors import InvalidAdapter, NotFound
 from adapters.registry import Registry, Version
-from adapters.store import LocalStore
+from adapters.store import Store
 from server.errors import AdapterUnavailable, ModelNotFound
 
 
 @dataclass(frozen=True)
 class Target:
-    """What will answer. `version` and `path` are None for the base model."""
+    """What will answer. `version` and `path` are None for the base model; `path` also while the files are elsewhere."""
 
     asked: str
     version: Version | None = None
@@ -38,7 +38,7 @@ def engine_name(version: Version) -> str:
 
 
 class Resolver:
-    def __init__(self, registry: Registry, store: LocalStore, base_name: str) -> None:
+    def __init__(self, registry: Registry, store: Store, base_name: str) -> None:
         self._registry = registry
         self._store = store
         self.base_name = base_name
@@ -61,7 +61,7 @@ class Resolver:
                 code=f"adapter_{version.state}",
                 param="model",
             )
-        return Target(asked, version, self._store.path(version.digest))
+        return Target(asked, version, self._store.at_hand(version.digest))
 
 
 def _not_found(asked: str, detail: str) -> ModelNotFound:

@@ -10,8 +10,10 @@ from fastapi import Depends, Request
 from adapters.base import BaseModel
 from adapters.ingest import Ingest
 from adapters.registry import Registry
+from adapters.store import Store
 from server.engine.pool import EnginePool
 from server.fairness import Turns
+from server.fetches import Fetches
 from server.generate import Generator
 from server.lifecycle import Lifecycle
 from server.residency import Residency
@@ -24,6 +26,8 @@ class Services:
     settings: Settings
     base: BaseModel
     registry: Registry
+    store: Store
+    fetches: Fetches
     ingest: Ingest
     pool: EnginePool
     turns: Turns

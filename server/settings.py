@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     """Registry, adapter files and the prepared demo base live here."""
     database_url: str | None = None
     """SQLAlchemy URL of the registry; by default SQLite inside `data_dir`."""
+    store_url: str | None = None
+    """Where adapter files are kept: an fsspec URL, for example `s3://bucket/prefix`; by default `data_dir/adapters`."""
 
     quantization: Literal["nf4", "none"] = "nf4"
     """How the base's linear layers are held: 4-bit NormalFloat through bitsandbytes, or as they are on disk."""

@@ -1,12 +1,15 @@
-"""What every test shares: no network for model hubs, and the demo base, made once and kept between runs."""
+"""What every test shares: no network for model hubs, an S3 server, and the demo base, kept between runs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.adapters import s3 as s3_server
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -18,6 +21,13 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 CACHE_DIR = Path(os.environ.get("LORAPLEX_CACHE_DIR", Path(__file__).parent.parent / ".cache"))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[], str]]:
+    """Makes a fresh bucket on a real S3 server and returns its URL."""
+    with s3_server.running() as fresh:
+        yield fresh
 
 
 @pytest.fixture(scope="session")

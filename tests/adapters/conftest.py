@@ -11,8 +11,8 @@ import pytest
 from adapters.archive import UploadLimits
 from adapters.base import BaseModel
 from adapters.ingest import Ingest
+from adapters.local_store import LocalStore
 from adapters.registry import Registry
-from adapters.store import LocalStore
 from tests.adapters.factories import write_base
 from tests.adapters.postgres import running
 

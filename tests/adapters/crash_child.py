@@ -23,8 +23,8 @@ from sqlalchemy.engine.default import DefaultDialect
 from adapters.archive import UploadLimits
 from adapters.base import BaseModel
 from adapters.ingest import Ingest
+from adapters.local_store import LocalStore
 from adapters.registry import Registry
-from adapters.store import LocalStore
 from tests.adapters.factories import AdapterFiles, lora_tensors
 
 STEPS = ("mkdir", "rename", "replace", "fsync", "chmod", "unlink", "rmdir")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from adapters.base import BaseModel
+from adapters.local_store import LocalStore
 from adapters.registry import Registry
-from adapters.store import LocalStore, digest_files
+from adapters.store import digest_files
 from tests.adapters.crash_child import RANDOM_INSTANTS, open_ingest, upload
 from tests.adapters.factories import AdapterFiles, write_base
 
