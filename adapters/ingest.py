@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from adapters import checksums
@@ -15,11 +16,13 @@ from adapters.archive import unpack
 from adapters.base import BaseModel
 from adapters.convert import convert
 from adapters.errors import StoreError, UploadError
+from adapters.lineage import merged, parents, require_lineage
 from adapters.manifest import Manifest
 from adapters.names import require_name
 from adapters.refusals import refuse
 from adapters.registry import Registry, Version
 from adapters.store import Store
+from adapters.tags import require_tags
 from adapters.upload import PLAIN, UploadedFile, UploadLimits, UploadOptions
 from adapters.validate import validate
 
@@ -38,12 +41,16 @@ class Ingest:
     def upload(self, name: str, files: Sequence[UploadedFile], options: UploadOptions = PLAIN) -> tuple[Version, bool]:
         """The version, and whether it is new. After any failure store and registry are what they were."""
         self._require_free(name)
+        require_tags(options.tags)
+        require_lineage(options.lineage)
+        self._registry.require_parents(parents(options.lineage))
         with self._store.staging() as staged:
             packed = checksums.check_sent(files, options.sha256)
             unpack(files, staged, self._limits)
             checksums.check_unpacked(staged, packed)
             conversion = convert(staged, self._base, self._max_rank)
             manifest = validate(staged, self._base, self._max_rank, conversion)
+            manifest = replace(manifest, lineage=merged(manifest.lineage, options.lineage))
             self._store.prepare(staged, manifest.digest)
             with self._agreeing():
                 return self._admit(name, staged, manifest, options)
@@ -59,6 +66,10 @@ class Ingest:
                 if file.is_file()
             ]
             return self.upload(name, files, options)
+
+    def file(self, version: Version, name: str) -> Path | None:
+        """Where one of its files lies, if it has it."""
+        return self._store.path(version.digest) / name if name in version.manifest.files else None
 
     def forget(self, name: str, number: int, *, with_aliases: bool = False) -> None:
         """Unregister a version and delete its files. Conflict while an alias points to it, unless those go too."""
@@ -88,7 +99,12 @@ class Ingest:
         try:
             self._store.publish(staged, manifest.digest)
             return self._registry.add_version(
-                name, manifest, description=options.description, promote=options.promote, by=options.by
+                name,
+                manifest,
+                description=options.description,
+                promote=options.promote,
+                by=options.by,
+                tags=options.tags,
             )
         except BaseException:
             with suppress(StoreError):  # what cannot be deleted now is swept later; the first error is the one to hear

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Manifest:
-    """Facts read from an adapter's own files, never from what a client claims about them."""
+    """Facts read from an adapter's own files, never from what a client claims about them; but for the lineage."""
 
     digest: str
     """`sha256:<64 hex>` over the names and bytes of all kept files: the identity of the version."""
@@ -40,7 +40,8 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     """Things a person should know that do not prevent serving."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from: training run, seed, data digest, tool versions."""
+    """Where it comes from: training run, seed, data digest, tool versions, parents. What the uploader said of it
+    stands here too, as far as the files do not say it."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Evaluation results its maker recorded."""
     conversion: Mapping[str, Any] = field(default_factory=dict)

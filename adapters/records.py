@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from adapters.manifest import Manifest
+from adapters.tags import Tags
 from adapters.targets import Target, aliases_of, main_version
 
 READY, DRAINING, QUARANTINED, FAILED = "ready", "draining", "quarantined", "failed"
@@ -52,6 +53,19 @@ class Move:
 
 
 @dataclass(frozen=True)
+class About:
+    """What the registry knows of a version beside its record."""
+
+    aliases: list[str]
+    """Those that point to it, alone or among others."""
+    tags: Tags
+    parents: Mapping[str, str | None]
+    """A parent as the lineage names it → `name@number` of the version here that is meant."""
+    revision: int
+    """Of the adapter."""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A name with its versions in ascending order, and the aliases that point at them."""
 
@@ -61,6 +75,10 @@ class Adapter:
     versions: tuple[Version, ...]
     targets: Mapping[str, Target]
     """Alias → where it points."""
+    tagged: Mapping[int, Tags] = field(default_factory=dict)
+    """Version number → tags; 0 has the adapter's own."""
+    revision: int = 0
+    """How often anything of it has changed in the registry."""
 
     @property
     def aliases(self) -> dict[str, int]:
@@ -75,6 +93,14 @@ class Adapter:
     def aliases_of(self, number: int) -> list[str]:
         """Those that point to this version, alone or among others."""
         return aliases_of(self.targets, number)
+
+    @property
+    def tags(self) -> Tags:
+        return self.tags_of(0)
+
+    def tags_of(self, number: int) -> Tags:
+        """Of one version."""
+        return self.tagged.get(number, {})
 
     @property
     def latest(self) -> Version | None:

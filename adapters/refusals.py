@@ -14,6 +14,8 @@ _RETRAIN = "train or convert it to a plain LoRA"
 REFUSALS: Mapping[str, str] = {
     "bad_name": "Choose another name.",
     "bad_description": "Shorten it.",
+    "bad_tags": "Correct or leave out these tags.",
+    "bad_lineage": "Correct this part of the lineage or leave it out.",
     "missing_file": "Upload adapter_config.json and adapter_model.safetensors, as PEFT's save_pretrained writes them.",
     "pickle": "Pickle files can run code and are not read; save again with safe_serialization=True.",
     "extra_weights": "Only adapter_model.safetensors is served; merge the shards into it or leave the others out.",

@@ -5,21 +5,31 @@ Every write is one transaction. It knows digests, not files: adapters/ingest.py 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from enum import Enum
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from adapters import migrations, names, rows, schema
+from adapters import lineage, migrations, names, rows, schema, tag_rows
 from adapters.database import Database
 from adapters.errors import Conflict, NotFound, StoreError
 from adapters.manifest import Manifest
-from adapters.records import DRAINING, READY, STATES, Adapter, Move, Version
+from adapters.records import DRAINING, READY, STATES, About, Adapter, Move, Version
 from adapters.references import listed, living, pick, unknown_ref
+from adapters.tag_rows import OF_ADAPTER
+from adapters.tags import NO_TAGS, Changes, changed, require_tags
 from adapters.targets import Target, aliases_of, require_target
 
-__all__ = ["Adapter", "Move", "Registry", "Version"]
+__all__ = ["About", "Adapter", "Move", "Registry", "Version"]
+
+
+class Keep(Enum):
+    """A description that stays as it is; None would take it away."""
+
+    IT = 0
 
 
 class Registry:
@@ -60,22 +70,28 @@ class Registry:
         description: str | None = None,
         promote: bool = True,
         by: str | None = None,
+        tags: Changes = NO_TAGS,
     ) -> tuple[Version, bool]:
         """The version, and whether it is new: the same bytes under the same name are the same version."""
         names.require_name(name)
         names.require_description(description)
+        require_tags(tags)
         try:
-            return self._add_version(name, manifest, description, promote, by)
+            return self._add_version(name, manifest, description, promote, by, tags)
         except IntegrityError:  # another process registered the same new name first
-            return self._add_version(name, manifest, description, promote, by)
+            return self._add_version(name, manifest, description, promote, by, tags)
 
     def _add_version(
-        self, name: str, manifest: Manifest, description: str | None, promote: bool, by: str | None
+        self, name: str, manifest: Manifest, description: str | None, promote: bool, by: str | None, tags: Changes
     ) -> tuple[Version, bool]:
         with self._database.write() as connection:
             last = rows.open_adapter(connection, name, description)
+            rows.touch(connection, name)
             known = living(rows.read_same(connection, name, manifest.digest), manifest.digest)
             number = known.number if known else rows.insert_version(connection, name, last + 1, manifest)
+            if known is not None:
+                _learn(connection, known, manifest)
+            _tag(connection, name, number, tags)
             version = rows.require_version(connection, name, number)
             if version.state == READY and (
                 promote or not _has_default(rows.read_meant(connection, name, names.DEFAULT))
@@ -108,6 +124,42 @@ class Registry:
                 return pick(rows.read_meant(connection, name, ref), ref, sticky)
             except NotFound:
                 return pick(rows.read_adapter(connection, name), ref, sticky)  # says what there is instead
+
+    def about(self, version: Version) -> About:
+        with self._database.read() as connection:
+            row = rows.require_adapter(connection, version.adapter)
+            targets = rows.read_targets(connection, version.adapter)
+            tagged = tag_rows.read_tags(connection, version.adapter, version.number)
+            parents = lineage.parents(version.manifest.lineage)
+            found = {parent: rows.find_ref(connection, parent) for parent in parents}
+            return About(
+                aliases_of(targets, version.number), tagged.get(version.number, {}), found, int(row["revision"])
+            )
+
+    def require_parents(self, parents: Iterable[str]) -> None:
+        """Raises InvalidAdapter for one that names a version here which is not there."""
+        with self._database.read() as connection:
+            for parent in parents:
+                if lineage.LOCAL.fullmatch(parent) and rows.find_ref(connection, parent) is None:
+                    raise lineage.unknown_parent(parent)
+
+    def edit(
+        self,
+        name: str,
+        number: int = OF_ADAPTER,
+        *,
+        description: str | Keep | None = Keep.IT,
+        tags: Changes = NO_TAGS,
+    ) -> None:
+        """Of an adapter, its description and tags; of one of its versions, whose files never change, the tags."""
+        require_tags(tags)
+        with self._writing(name) as connection:
+            if number != OF_ADAPTER:
+                rows.require_version(connection, name, number)
+            _tag(connection, name, number, tags)
+            if not isinstance(description, Keep):
+                names.require_description(description)
+                rows.describe(connection, name, description)
 
     def aliases_of(self, version: Version) -> list[str]:
         """Those that point to it, alone or among others."""
@@ -206,6 +258,7 @@ class Registry:
         with self._database.write() as connection:
             rows.require_adapter(connection, name, lock=True)
             yield connection
+            rows.touch(connection, name)
 
 
 def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
@@ -217,6 +270,20 @@ def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
             f"{states.get(number, 'deleted')}; move it with PUT to one that is ready: {listed(ready)}",
             code="rollback_target_gone",
         )
+
+
+def _learn(connection: Connection, known: Version, manifest: Manifest) -> None:
+    """Lineage that was not known when these bytes came first."""
+    merged = lineage.merged(known.manifest.lineage, manifest.lineage)
+    if merged != known.manifest.lineage:
+        learned = replace(known.manifest, lineage=merged)
+        rows.set_manifest(connection, known.adapter, known.number, learned)
+
+
+def _tag(connection: Connection, name: str, number: int, tags: Changes) -> None:
+    if tags:
+        changed(tag_rows.read_tags(connection, name, number).get(number, {}), tags)
+        tag_rows.write_tags(connection, name, number, tags)
 
 
 def _has_default(adapter: Adapter) -> bool:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, false, func, insert, select, update
 
-from adapters import names, schema
+from adapters import names, schema, tag_rows
 from adapters.errors import NotFound
 from adapters.manifest import Manifest
 from adapters.records import READY, Adapter, Move, Version
 from adapters.references import SHOWN, listed, only
+from adapters.tag_rows import OF_ADAPTER, Tagged
 from adapters.targets import Target, from_json, to_json
 
 MOVES_KEPT = 100
 """Of an alias; older ones are forgotten."""
+RECORD = [schema.versions.c[each.name] for each in fields(Version)]
+"""The columns that a record shows; others are for looking."""
 
 
 def open_adapter(connection: Connection, name: str, description: str | None) -> int:
@@ -36,7 +40,19 @@ def open_adapter(connection: Connection, name: str, description: str | None) -> 
     return int(row.last_number)
 
 
+def touch(connection: Connection, name: str) -> None:
+    """Every change of an adapter is counted."""
+    table = schema.adapters
+    connection.execute(update(table).where(table.c.name == name).values(revision=table.c.revision + 1))
+
+
+def describe(connection: Connection, name: str, description: str | None) -> None:
+    table = schema.adapters
+    connection.execute(update(table).where(table.c.name == name).values(description=description))
+
+
 def bury(connection: Connection, name: str) -> None:
+    tag_rows.delete_tags(connection, name, OF_ADAPTER)
     table = schema.adapters
     connection.execute(update(table).where(table.c.name == name).values(removed_at=datetime.now(UTC)))
 
@@ -50,6 +66,8 @@ def insert_version(connection: Connection, name: str, number: int, manifest: Man
             state=READY,
             created_at=datetime.now(UTC),
             manifest=manifest.to_json(),
+            kind=manifest.kind[:32],
+            base=manifest.base_model[:256],
         )
     )
     table = schema.adapters
@@ -107,8 +125,15 @@ def delete_version(connection: Connection, name: str, number: int) -> None:
         if number in target:
             rest = {other: weight for other, weight in target.items() if other != number}
             move(connection, name, alias, rest, "delete")
+    tag_rows.delete_tags(connection, name, number)
     table = schema.versions
     connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
+
+
+def set_manifest(connection: Connection, name: str, number: int, manifest: Manifest) -> None:
+    table = schema.versions
+    here = (table.c.adapter == name, table.c.number == number)
+    connection.execute(update(table).where(*here).values(manifest=manifest.to_json()))
 
 
 def require_adapter(connection: Connection, name: str, *, lock: bool = False) -> RowMapping:
@@ -122,7 +147,8 @@ def require_adapter(connection: Connection, name: str, *, lock: bool = False) ->
 
 
 def read_adapter(connection: Connection, name: str) -> Adapter:
-    return _adapter(require_adapter(connection, name), read_versions(connection, name), read_targets(connection, name))
+    row, versions = require_adapter(connection, name), read_versions(connection, name)
+    return _adapter(row, versions, read_targets(connection, name), tag_rows.read_tags(connection, name))
 
 
 def read_meant(connection: Connection, name: str, ref: str) -> Adapter:
@@ -157,7 +183,11 @@ def read_adapters(connection: Connection, after: str = "", limit: int | None = N
     for version in _versions(connection, schema.versions.c.adapter.between(first, last)):
         versions.setdefault(version.adapter, []).append(version)
     targets = _targets(connection, schema.alias_targets.c.adapter.between(first, last))
-    return [_adapter(row, versions.get(row["name"], ()), targets.get(row["name"], {})) for row in rows]
+    tagged = tag_rows.read_tagged(connection, schema.tags.c.adapter.between(first, last))
+    return [
+        _adapter(row, versions.get(row["name"], ()), targets.get(row["name"], {}), tagged.get(row["name"], {}))
+        for row in rows
+    ]
 
 
 def read_versions(connection: Connection, name: str, which: ColumnElement[bool] | None = None) -> list[Version]:
@@ -188,13 +218,25 @@ def read_targets(
     return _targets(connection, here if which is None else and_(here, which)).get(name, {})
 
 
-def _adapter(row: RowMapping, versions: Sequence[Version], targets: Mapping[str, Target]) -> Adapter:
-    return Adapter(row["name"], row["description"], row["created_at"], tuple(versions), targets)
+def find_ref(connection: Connection, parent: str) -> str | None:
+    """`name@number` of the version here that a lineage's parent means, if there is one."""
+    table = schema.versions
+    name, _, number = parent.partition("@")
+    meant = and_(table.c.adapter == name, table.c.number == int(number)) if number else table.c.digest == parent
+    found = connection.execute(select(table.c.adapter, table.c.number).where(meant).limit(1)).one_or_none()
+    return None if found is None else f"{found.adapter}@{found.number}"
+
+
+def _adapter(
+    row: RowMapping, versions: Sequence[Version], targets: Mapping[str, Target], tagged: Tagged | None = None
+) -> Adapter:
+    revision = row["revision"]
+    return Adapter(row["name"], row["description"], row["created_at"], tuple(versions), targets, tagged or {}, revision)
 
 
 def _versions(connection: Connection, which: ColumnElement[bool]) -> list[Version]:
     table = schema.versions
-    rows = connection.execute(select(table).where(which).order_by(table.c.adapter, table.c.number)).mappings()
+    rows = connection.execute(select(*RECORD).where(which).order_by(table.c.adapter, table.c.number)).mappings()
     return [Version(**{**row, "manifest": Manifest.from_json(row["manifest"])}) for row in rows]
 
 

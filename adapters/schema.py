@@ -61,6 +61,8 @@ adapters = Table(
     # The row outlives the adapter: a number that was given out is never given out again.
     Column("last_number", Integer, nullable=False),
     Column("removed_at", UtcDateTime),
+    # Counts every change of the adapter, its versions, aliases and tags: who changes it can say what they saw.
+    Column("revision", Integer, nullable=False, server_default="0"),
 )
 
 versions = Table(
@@ -74,6 +76,13 @@ versions = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("manifest", JSON, nullable=False),
     Column("probe", JSON),
+    # Of the manifest, where lists can look for them.
+    Column("kind", String(32)),
+    Column("base", String(256)),
+    Index("ix_adapter_versions_adapter_state", "adapter", "state", "number"),
+    Index("ix_adapter_versions_state", "state", "adapter", "number"),
+    Index("ix_adapter_versions_kind", "kind", "adapter", "number"),
+    Index("ix_adapter_versions_base", "base", "adapter", "number"),
 )
 
 # Of an adapter (number 0), or of one of its versions.
@@ -84,7 +93,8 @@ tags = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("key", String(64), primary_key=True),
     Column("value", String(256), nullable=False),
-    Index("ix_adapter_tags_key_value", "key", "value"),
+    Index("ix_adapter_tags_key_value", "key", "value", "adapter", "number"),
+    Index("ix_adapter_tags_key", "key", "adapter", "number"),
 )
 
 alias_targets = Table(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from adapters.errors import UnsafeArchive, UploadError
+from adapters.lineage import Lineage
 from adapters.refusals import refuse
+from adapters.tags import Tags
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -59,6 +61,10 @@ class UploadOptions:
     """What the client says it sent, see adapters/checksums.py."""
     by: str | None = None
     """The id of the API key that uploads."""
+    tags: Tags = field(default_factory=dict)
+    """Of the version."""
+    lineage: Lineage = field(default_factory=dict)
+    """Where it comes from, as far as its files do not say it."""
 
 
 PLAIN = UploadOptions()

@@ -21,14 +21,19 @@ class UploadFields(BaseModel):
     description: str | None = None
     promote: bool = True
     sha256: str | dict[str, str] | None = None
+    tags: dict[str, str] = {}
+    lineage: dict[str, Any] = {}
 
-    @field_validator("sha256", mode="before")
+    @field_validator("sha256", "tags", "lineage", mode="before")
     @classmethod
     def _object_in_a_form(cls, given: Any) -> Any:
-        return json.loads(given) if isinstance(given, str) and given.lstrip().startswith("{") else given
+        try:
+            return json.loads(given) if isinstance(given, str) and given.lstrip().startswith("{") else given
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
 
     def options(self, by: str | None) -> UploadOptions:
-        return UploadOptions(description=self.description, promote=self.promote, sha256=self.sha256, by=by)
+        return UploadOptions(by=by, **self.model_dump(exclude={"name"}))
 
 
 def read_fields(raw: Mapping[str, Any]) -> UploadFields:

@@ -6,7 +6,9 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
 
+from adapters.registry import Keep
 from adapters.upload import UploadLimits
 from server import uploads
 from server.auth import Publisher, require
@@ -17,6 +19,15 @@ from server.upload_fields import read_fields
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
 changing = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("publish"))])
+
+
+class AdapterEdit(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    description: str | None = None
+    tags: dict[str, str | None] = {}
+
+
 PAGE = 1000
 """Adapters in an answer, at most and by default."""
 
@@ -55,6 +66,14 @@ async def list_adapters(
 @reading.get("/{name}")
 async def get_adapter(name: str, wired: Wired) -> dict[str, Any]:
     return adapter_json(await asyncio.to_thread(wired.registry.adapter, name), wired)
+
+
+@changing.patch("/{name}")
+async def edit_adapter(name: str, wired: Wired, edit: AdapterEdit) -> dict[str, Any]:
+    """`description` (null takes it away) and `tags`; a tag that is null goes, those not named stay."""
+    description = edit.description if "description" in edit.model_fields_set else Keep.IT
+    await asyncio.to_thread(wired.registry.edit, name, description=description, tags=edit.tags)
+    return await get_adapter(name, wired)
 
 
 @changing.delete("/{name}")

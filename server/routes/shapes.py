@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from adapters.registry import Adapter, Move, Version
+from adapters.tags import Tags
 from adapters.targets import Target, to_json
 from server.resolve import engine_name
 from server.services import Services
@@ -19,7 +20,11 @@ def adapter_json(adapter: Adapter, wired: Services) -> dict[str, Any]:
         "created_at": int(adapter.created_at.timestamp()),
         "aliases": adapter.aliases,
         "splits": {alias: to_json(target) for alias, target in adapter.splits.items()},
-        "versions": [version_json(version, adapter.aliases_of(version.number), wired) for version in adapter.versions],
+        "tags": dict(adapter.tags),
+        "versions": [
+            version_json(version, adapter.aliases_of(version.number), adapter.tags_of(version.number), wired)
+            for version in adapter.versions
+        ],
     }
 
 
@@ -40,14 +45,22 @@ def _ends(target: Target) -> int | dict[str, int] | None:
 
 
 async def shown_version(wired: Services, version: Version) -> dict[str, Any]:
-    aliases = await asyncio.to_thread(wired.registry.aliases_of, version)
-    return version_json(version, aliases, wired) | {
+    about = await asyncio.to_thread(wired.registry.about, version)
+    return version_json(version, about.aliases, about.tags, wired) | {
         "verdict": version.manifest.verdict,
         "manifest": version.manifest.to_json(),
+        "parents": [{"parent": parent, "href": _href(found)} for parent, found in about.parents.items()],
     }
 
 
-def version_json(version: Version, aliases: list[str], wired: Services) -> dict[str, Any]:
+def _href(ref: str | None) -> str | None:
+    if ref is None:
+        return None
+    name, _, number = ref.partition("@")
+    return f"/v1/adapters/{name}/versions/{number}"
+
+
+def version_json(version: Version, aliases: list[str], tags: Tags, wired: Services) -> dict[str, Any]:
     held = wired.residency.snapshot().get(engine_name(version))
     return {
         "object": "adapter.version",
@@ -58,6 +71,7 @@ def version_json(version: Version, aliases: list[str], wired: Services) -> dict[
         "reason": version.reason,
         "created_at": int(version.created_at.timestamp()),
         "aliases": aliases,
+        "tags": dict(tags),
         "resident": held is not None,
         "leases": held.leases if held else 0,
     }

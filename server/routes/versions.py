@@ -1,21 +1,35 @@
-"""Versions over HTTP: show, delete."""
+"""Versions over HTTP: show one, its tags and its model card, delete."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict
 
+from adapters.card import generated
 from adapters.errors import Conflict
 from adapters.registry import Version
+from adapters.upload import README
 from server.auth import require
 from server.routes.shapes import shown_version
 from server.services import Services, Wired
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
 changing = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("publish"))])
+MARKDOWN = "text/markdown; charset=utf-8"
+AS_IT_IS = {"x-content-type-options": "nosniff", "content-security-policy": "default-src 'none'; sandbox"}
+"""A stranger wrote it: no browser may take it for a page of ours."""
+Number = Annotated[int, Path(ge=1)]
 WaitSeconds = Annotated[float, Query(alias="wait_s", ge=0, le=600)]
+
+
+class VersionEdit(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    tags: dict[str, str | None] = {}
 
 
 @reading.get("/{name}/versions/{ref}")
@@ -23,6 +37,24 @@ async def get_version(name: str, ref: str, wired: Wired) -> dict[str, Any]:
     """`ref`: a version number, an alias, `latest` or `sha256:…`."""
     version = await asyncio.to_thread(wired.registry.resolve, name, ref)
     return await shown_version(wired, version)
+
+
+@reading.get("/{name}/versions/{ref}/card")
+async def get_card(name: str, ref: str, wired: Wired) -> Response:
+    """Its README.md, or where it came with none, a page of what is known of it. Markdown."""
+    version = await asyncio.to_thread(wired.registry.resolve, name, ref)
+    readme = await asyncio.to_thread(wired.ingest.file, version, README)
+    if readme is not None:
+        return FileResponse(readme, media_type=MARKDOWN, headers=AS_IT_IS)
+    about = await asyncio.to_thread(wired.registry.about, version)
+    return Response(generated(version, about), media_type=MARKDOWN, headers=AS_IT_IS)
+
+
+@changing.patch("/{name}/versions/{number}")
+async def edit_version(name: str, number: Number, wired: Wired, edit: VersionEdit) -> dict[str, Any]:
+    """`tags`: one that is null goes, those not named stay. The files of a version never change."""
+    await asyncio.to_thread(wired.registry.edit, name, number, tags=edit.tags)
+    return await get_version(name, str(number), wired)
 
 
 @changing.delete("/{name}/versions/{number}")

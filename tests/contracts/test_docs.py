@@ -27,7 +27,7 @@ from tests.server.harness import KEYS, WITH_KEYS, adapter_files, as_parts, world
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PACKAGES = ("adapters", "server", "loadtests")
-ROUTE = re.compile(r"^\| (GET|POST|PUT|DELETE) \| `([^`]+)` \| (infer|publish|admin|none) \|", re.MULTILINE)
+ROUTE = re.compile(r"^\| (GET|POST|PUT|PATCH|DELETE) \| `([^`]+)` \| (infer|publish|admin|none) \|", re.MULTILINE)
 METRIC = re.compile(r"^\| `(loraplex_\w+)` \| (\w+) \|", re.MULTILINE)
 
 

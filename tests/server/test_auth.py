@@ -19,6 +19,8 @@ PUBLISHING = {
     ("POST", "/v1/adapters/{name}/rollback"),
     ("DELETE", "/v1/adapters/{name}/versions/{number}"),
     ("DELETE", "/v1/adapters/{name}"),
+    ("PATCH", "/v1/adapters/{name}"),
+    ("PATCH", "/v1/adapters/{name}/versions/{number}"),
 }
 OPERATING = {("GET", "/metrics"), ("GET", "/v1/residency"), ("GET", "/version"), ("GET", "/openapi.json")}
 

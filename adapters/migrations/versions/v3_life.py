@@ -1,4 +1,4 @@
-"""Tags, shadows, what the probe found of a version, and jobs with their events."""
+"""Tags, shadows, what the probe found of a version, what lists look for, and jobs with their events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ down_revision = "2"
 
 
 def upgrade() -> None:
+    op.add_column("adapters", sa.Column("revision", sa.Integer, nullable=False, server_default="0"))
     op.add_column("adapter_versions", sa.Column("probe", sa.JSON))
+    _fill_in_what_lists_look_for()
     op.create_table(
         "adapter_tags",
         sa.Column("adapter", sa.String(128), sa.ForeignKey("adapters.name"), primary_key=True),
@@ -18,7 +20,8 @@ def upgrade() -> None:
         sa.Column("key", sa.String(64), primary_key=True),
         sa.Column("value", sa.String(256), nullable=False),
     )
-    op.create_index("ix_adapter_tags_key_value", "adapter_tags", ["key", "value"])
+    op.create_index("ix_adapter_tags_key_value", "adapter_tags", ["key", "value", "adapter", "number"])
+    op.create_index("ix_adapter_tags_key", "adapter_tags", ["key", "adapter", "number"])
     op.create_table(
         "adapter_alias_shadows",
         sa.Column("adapter", sa.String(128), primary_key=True),
@@ -52,3 +55,16 @@ def upgrade() -> None:
         sa.Column("data", sa.JSON),
     )
     op.create_index("ix_job_events_job", "job_events", ["job"])
+
+
+def _fill_in_what_lists_look_for() -> None:
+    table = "adapter_versions"
+    op.add_column(table, sa.Column("kind", sa.String(32)))
+    op.add_column(table, sa.Column("base", sa.String(256)))
+    manifest = sa.column("manifest", sa.JSON)
+    versions = sa.table(table, manifest, sa.column("kind"), sa.column("base"))
+    kind, base = manifest["kind"].as_string(), manifest["base_model"].as_string()
+    op.execute(versions.update().values(kind=sa.func.substr(kind, 1, 32), base=sa.func.substr(base, 1, 256)))
+    op.create_index("ix_adapter_versions_adapter_state", table, ["adapter", "state", "number"])
+    for column in ("state", "kind", "base"):
+        op.create_index(f"ix_adapter_versions_{column}", table, [column, "adapter", "number"])
