@@ -99,17 +99,17 @@ def _sha256(path: Path) -> str:
 def _modules(path: Path, base: BaseModel) -> dict[str, dict[str, TensorSpan]]:
     """Module → its A [rank, in], B [out, rank] and E [rank, 1]."""
     found: dict[str, dict[str, TensorSpan]] = {}
-    for name, span in read_spans(path).items():
+    for name, span in read_spans(path, base).items():
         match = NAME.fullmatch(name)
         if match is None:
             raise refuse("unsupported_tensor", f"tensor {name[:200]!r} is not part of an AdaLoRA")
         found.setdefault(match["module"], {})[match["part"]] = span
     for module, parts in found.items():
         if missing := [part for part in "ABE" if part not in parts]:
-            raise refuse("unpaired", f"{module[:200]} has no lora_{missing[0]}")
+            raise refuse("unpaired", f"{module[:200]!r} has no lora_{missing[0]}")
         a, b, e = (parts[part].shape for part in "ABE")
         if not (len(a) == len(b) == len(e) == 2 and a[0] == b[1] == e[0] and e[1] == 1):
-            raise refuse("rank_mismatch", f"{module[:200]}: A is {a}, B is {b}, E is {e}")
+            raise refuse("rank_mismatch", f"{module[:200]!r}: A is {a}, B is {b}, E is {e}")
         if module not in base.modules:
             raise refuse("unknown_module", f"{module[:200]!r} is not a linear module of {base.name}")
         if (b[0], a[1]) != base.modules[module]:

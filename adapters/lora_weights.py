@@ -26,7 +26,9 @@ TELLING = {
     "lm_head": "unsupported_module",
 }
 """Parts of tensor names that tell why it is not a plain LoRA; the first one counts."""
-MAX_HEADER_BYTES = 16 << 20
+MOST_HEADER_BYTES = 16 << 20
+HEADER_BYTES_A_MODULE = 4096
+"""Room for eight tensors of long names; read into objects, a header takes many times its size."""
 CHUNK_ELEMENTS = 1 << 21
 EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 """As an unsigned integer without its sign, a number is finite exactly when it is below this: the exponent all ones."""
@@ -45,7 +47,7 @@ class Pair:
 def read_pairs(path: Path, base: BaseModel) -> Mapping[str, Pair]:
     """Module → its pair; every module is one of the base's."""
     sides: dict[str, dict[str, TensorSpan]] = {}
-    for name, span in read_spans(path).items():
+    for name, span in read_spans(path, base).items():
         module, side = _parse(name, base)
         if span.dtype not in EXPONENT:
             raise refuse("unsupported_dtype", f"{name} is {span.dtype}")
@@ -58,10 +60,12 @@ def read_pairs(path: Path, base: BaseModel) -> Mapping[str, Pair]:
     return {module: _pair(module, found) for module, found in sorted(sides.items())}
 
 
-def read_spans(path: Path) -> Mapping[str, TensorSpan]:
-    """Of every tensor in the file. Raises InvalidAdapter where it is damaged."""
+def read_spans(path: Path, base: BaseModel | None = None) -> Mapping[str, TensorSpan]:
+    """Of every tensor in the file, no more of them than modules of the base can carry. Raises InvalidAdapter where it
+    is damaged."""
+    room = HEADER_BYTES_A_MODULE * len(base.modules) if base else MOST_HEADER_BYTES
     try:
-        return read_header(path, max_header_bytes=MAX_HEADER_BYTES)
+        return read_header(path, max_header_bytes=min(max(room, 1 << 20), MOST_HEADER_BYTES))
     except BadHeader as error:
         raise refuse("bad_safetensors", f"{path.name}: {error}") from error
 

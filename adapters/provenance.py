@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,6 @@ def _text(raw: Mapping[str, Any], key: str) -> str | None:
 
 
 def _score(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
         raise refuse("bad_provenance", f"loraplex.json: score {name[:80]!r} is {value!r:.80}, expected a number")
     return float(value)

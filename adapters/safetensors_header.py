@@ -25,6 +25,10 @@ BITS = {
 }
 
 
+MAX_DIMENSIONS = 8
+"""No layer has more; multiplying a few hundred thousand of them holds the interpreter for minutes."""
+
+
 class BadHeader(ValueError):
     """The file is not a whole safetensors file; the message says where it goes wrong."""
 
@@ -65,7 +69,10 @@ def _header_bytes(prefix: bytes, file_bytes: int, limit: int) -> int:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole_number
+        )
+        json.dumps(header, ensure_ascii=False).encode()  # lone surrogates end here
     except (ValueError, RecursionError) as error:
         raise BadHeader(f"the header is not valid JSON: {error}") from error
     if not raw.startswith(b"{") or not isinstance(header, dict):
@@ -87,23 +94,42 @@ def _no_constant(name: str) -> None:
     raise BadHeader(f"{name} is not JSON")
 
 
+def _whole_number(digits: str) -> int:
+    if digits == "-0":  # 0 to Python, a fraction to the safetensors library
+        raise BadHeader("-0 is no whole number")
+    return int(digits)
+
+
 def _span(name: str, entry: Any, data_start: int) -> TensorSpan:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise BadHeader(f"tensor {name!r}: expected exactly dtype, shape and data_offsets")
+        raise BadHeader(f"tensor {_shown(name)}: expected exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise BadHeader(f"tensor {name!r}: unknown dtype {dtype!r}")
+        raise BadHeader(f"tensor {_shown(name)}: unknown dtype {_shown(dtype)}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise BadHeader(f"tensor {name!r}: shape and data_offsets must be lists of whole numbers")
+        raise BadHeader(
+            f"tensor {_shown(name)}: shape and data_offsets must be lists of whole numbers, shape of at most "
+            f"{MAX_DIMENSIONS}"
+        )
     begin, end = offsets
     bits = math.prod(shape) * BITS[dtype]
-    if bits != (end - begin) * 8:
-        raise BadHeader(f"tensor {name!r}: {dtype} {shape} takes {bits / 8:g} bytes, the offsets span {end - begin}")
+    if bits != (end - begin) * 8 or math.prod(size or 1 for size in shape) >= 2**60:
+        raise BadHeader(
+            f"tensor {_shown(name)}: {dtype} {shape} takes {bits / 8:g} bytes, the offsets span {end - begin}"
+        )
     return TensorSpan(dtype, tuple(shape), data_start + begin, end - begin)
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    return (
+        isinstance(values, list)
+        and len(values) <= MAX_DIMENSIONS
+        and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    )
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:200]
 
 
 def _require_full_cover(spans: Mapping[str, TensorSpan], data_start: int, file_bytes: int) -> None:
@@ -111,7 +137,9 @@ def _require_full_cover(spans: Mapping[str, TensorSpan], data_start: int, file_b
     expected = data_start
     for name, span in sorted(spans.items(), key=lambda item: (item[1].offset, item[1].size_bytes)):
         if span.offset != expected:
-            raise BadHeader(f"tensor {name!r} starts at byte {span.offset}, expected {expected}: a gap or an overlap")
+            raise BadHeader(
+                f"tensor {_shown(name)} starts at byte {span.offset}, expected {expected}: a gap or an overlap"
+            )
         expected += span.size_bytes
     if expected != file_bytes:
         raise BadHeader(f"the tensors end at byte {expected}, the file at {file_bytes}: truncated or padded")

@@ -51,6 +51,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 def body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """OpenAI's error object for an HTTP status."""
     default = "server_error" if status >= 500 else "invalid_request_error"
+    message = message.encode(errors="backslashreplace").decode()  # a lone surrogate from a stranger's JSON has no bytes
     return {"error": {"message": message, "type": TYPES.get(status, default), "param": param, "code": code}}
 
 

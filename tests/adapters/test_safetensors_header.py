@@ -58,6 +58,11 @@ def test_spans_point_at_the_bytes(tmp_path: Path) -> None:
         ({"a": entry(offsets=[0])}, 4, "whole numbers"),
         ({"a": entry()}, 3, "truncated"),
         ({"a": entry()}, 5, "padded"),
+        ({"a": entry(shape=[1] * 9)}, 4, "at most 8"),
+        ({"a": entry(shape=[2**62] * 8)}, 4, "takes"),
+        ({"a": entry(shape=[2**62, 2**62, 0], offsets=[0, 0])}, 0, "takes"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[-0,4]}}', 4, "-0"),
+        (b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', 4, "surrogates"),
         ({"a": entry(offsets=[4, 8])}, 8, "a gap"),
         ({"a": entry(), "b": entry()}, 4, "an overlap"),
         ({"a": entry(offsets=[0, 4]), "b": entry(offsets=[2, 6])}, 6, "an overlap"),
@@ -73,6 +78,13 @@ def test_bad_header_is_refused(tmp_path: Path, header: Any, data_bytes: int, rea
 def test_every_truncation_is_refused(tmp_path: Path, cut: int) -> None:
     with pytest.raises(BadHeader):
         read_header(write(tmp_path / "f", GOOD[:cut]))
+
+
+def test_a_refusal_is_short(tmp_path: Path) -> None:
+    for header in ({"x" * 100_000: 1}, {"a": entry(dtype="x" * 100_000)}, {"a": entry(shape=[1] * 100_000)}):
+        with pytest.raises(BadHeader) as error:
+            read_header(write(tmp_path / "f", with_header(json.dumps(header).encode(), b"")))
+        assert len(str(error.value)) < 500
 
 
 def test_header_length_is_bounded_before_it_is_read(tmp_path: Path) -> None:
