@@ -46,7 +46,9 @@ EXPLOSIVE = re.compile(r"\)[*+?{]|[*+?{}][*+?{]|\(\?|\\[0-9]")
 """A repeated group, a repeated repeat, an extension, a back-reference."""
 MAX_PATTERN_REPEATS = 2
 MAX_REPEATING_PATTERNS = 64
+MAX_PATTERN_WORK = 100_000
 """Patterns are regular expressions from strangers: these bounds keep matching polynomial and short."""
+MAX_BASE_NAME = 1024
 
 Patterns = Sequence[tuple[re.Pattern[str], float]]
 
@@ -89,7 +91,7 @@ def read_config(path: Path, max_rank: int) -> LoraConfig:
         rank_pattern=_patterns(raw, "rank_pattern", _rank),
         alpha_pattern=_patterns(raw, "alpha_pattern", _alpha),
         target_modules=_target_modules(raw.get("target_modules")),
-        base_model=str(raw.get("base_model_name_or_path") or ""),
+        base_model=_base_model(raw.get("base_model_name_or_path")),
         warnings=_unknown_options(raw),
     )
     largest = max([config.rank, *(int(rank) for _, rank in config.rank_pattern)])
@@ -133,6 +135,13 @@ def _flag(raw: Mapping[str, Any], field: str) -> bool:
     return bool(value)
 
 
+def _base_model(value: Any) -> str:
+    if value is not None and not (isinstance(value, str) and len(value) <= MAX_BASE_NAME):
+        field = "base_model_name_or_path"
+        raise refuse("bad_config", f"{field} is {_shown(value)}, expected at most {MAX_BASE_NAME} characters")
+    return value or ""
+
+
 def _target_modules(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
         return value
@@ -148,11 +157,19 @@ def _patterns(raw: Mapping[str, Any], field: str, check: Any) -> Patterns:
         raise refuse("bad_config", f"{field} is {_shown(value)}, expected an object")
     if sum(map(_repeats, value)) > MAX_REPEATING_PATTERNS:
         raise refuse("unsupported_pattern", f"{field} has more than {MAX_REPEATING_PATTERNS} repeating patterns")
+    if sum(map(_work, value)) > MAX_PATTERN_WORK:
+        raise refuse("unsupported_pattern", f"{field} has {len(value)} patterns, too many or with too many choices")
     return [(_compile(key, field), check(item, f"{field}[{key!r}]")) for key, item in value.items()]
 
 
 def _repeats(key: str) -> int:
     return len(re.findall(r"[*+?{]", key))
+
+
+def _work(key: str) -> int:
+    """In how many ways it may match a name, about: choices multiply from group to group, and with repeats."""
+    groups = min(max(key.count("("), 1), 16)
+    return int((1 + key.count("|")) ** groups * 40 ** _repeats(key)) + 25
 
 
 def _compile(key: str, field: str) -> re.Pattern[str]:

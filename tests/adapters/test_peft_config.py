@@ -112,6 +112,10 @@ def test_ranks_and_scalings_are_those_of_peft_and_of_the_engine(tmp_path: Path) 
         ({"rank_pattern": {"(a+)+": 1}}, "unsupported_pattern"),
         ({"rank_pattern": {r"(a)\1": 1}}, "unsupported_pattern"),
         ({"rank_pattern": {".*.*.*x": 1}}, "unsupported_pattern"),
+        ({"rank_pattern": {"(.|.)" * 30 + "z": 1}}, "unsupported_pattern"),
+        ({"alpha_pattern": {f"q{number}": 1 for number in range(5000)}}, "unsupported_pattern"),
+        ({"base_model_name_or_path": {"a": 1}}, "bad_config"),
+        ({"base_model_name_or_path": "x" * 1025}, "bad_config"),
         ({"rank_pattern": {f".*{number}": 1 for number in range(65)}}, "unsupported_pattern"),
     ],
 )
