@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+from unicodedata import normalize
 
 from adapters.archive_members import Member, read_tar, read_zip
 from adapters.errors import StoreError, UnsafeArchive, UploadError, UploadTooLarge
@@ -55,9 +56,11 @@ def _chunks_of(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _require_new(parts: tuple[str, ...], seen: set[tuple[str, ...]]) -> None:
-    if parts in seen:
+    """Not even in another case or spelling: some disks take them for the same file."""
+    folded = tuple(normalize("NFKC", part).casefold() for part in parts)
+    if folded in seen:
         raise UnsafeArchive(f"{'/'.join(parts)[:200]!r} occurs twice; send each file once")
-    seen.add(parts)
+    seen.add(folded)
 
 
 def _require_one_root(parts: tuple[str, ...], roots: set[tuple[str, ...]]) -> None:

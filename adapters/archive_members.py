@@ -5,7 +5,6 @@ It refuses what is not a plain file or directory; it does not know which names a
 
 from __future__ import annotations
 
-import gzip
 import io
 import stat
 import struct
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import IO, BinaryIO, cast
 
 from adapters.errors import UnsafeArchive, UploadError, UploadTooLarge
+from adapters.gunzip import Gunzip
 from adapters.upload import UploadLimits
 
 CHUNK_BYTES = 1 << 14
@@ -26,6 +26,8 @@ HEADER_BYTES_A_FILE = 4096
 """Room for one member's headers: names, pax records, padding."""
 END_BYTES = 1 << 20
 """Room for the padding behind the last member."""
+LOCAL_HEADER_BYTES = 30
+END_RECORD, END_RECORD_BYTES = b"PK\x05\x06", 22
 
 # What the parsers of the standard library raise for damaged input, beside their own errors.
 DAMAGED = (
@@ -54,7 +56,7 @@ class Member:
 
 def read_tar(stream: BinaryIO, gzipped: bool, limits: UploadLimits) -> Iterator[Member]:
     with _reporting_damage():
-        plain = cast(BinaryIO, gzip.GzipFile(fileobj=stream, mode="rb")) if gzipped else stream
+        plain = cast(BinaryIO, Gunzip(stream)) if gzipped else stream
         # Skipped members are decompressed too, so the place in the stream is limited, not only what is kept.
         bounded = _BoundedStream(
             plain, CHUNK_BYTES, limits.max_bytes + limits.max_files * HEADER_BYTES_A_FILE + END_BYTES
@@ -64,8 +66,19 @@ def read_tar(stream: BinaryIO, gzipped: bool, limits: UploadLimits) -> Iterator[
                 if not entry.isdir() and (not entry.isreg() or entry.issparse()):
                     raise UnsafeArchive(f"{entry.name[:200]!r} is a link, device or sparse file; pack plain files only")
                 yield Member(entry.name, entry.isreg(), _chunks(archive.extractfile(entry)))
-        while bounded.read(CHUNK_BYTES):  # gzip's checksum stands at the very end
-            pass
+        _require_end(bounded)
+
+
+def _require_end(archive: _BoundedStream) -> None:
+    """Where a header is missing or damaged tarfile stops as if the archive ended, and what follows would be lost."""
+    if archive.last_read != bytes(tarfile.BLOCKSIZE):
+        raise UploadError(
+            f"the archive cannot be read: no end mark at byte {archive.tell()}, it is damaged; pack it again",
+            code="bad_archive",
+        )
+    while rest := archive.read(CHUNK_BYTES):  # gzip's checksum stands at the very end
+        if rest.strip(b"\0"):
+            raise UnsafeArchive("something follows the archive's end mark; send one archive and nothing behind it")
 
 
 def read_zip(stream: BinaryIO, limits: UploadLimits) -> Iterator[Member]:
@@ -73,9 +86,27 @@ def read_zip(stream: BinaryIO, limits: UploadLimits) -> Iterator[Member]:
         # The central directory is read in one piece: its size is what bounds the number of members.
         directory_bytes = max(1 << 17, limits.max_files * HEADER_BYTES_A_FILE)
         with zipfile.ZipFile(cast(BinaryIO, _BoundedStream(stream, directory_bytes, None))) as archive:
+            _require_alone(stream, archive)
             for entry in archive.infolist():
                 _require_plain(entry)
                 yield Member(entry.orig_filename, not entry.is_dir(), _zip_chunks(archive, entry))
+
+
+def _require_alone(stream: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Nothing before the first member, nothing behind the end, and no two members of the same bytes."""
+    begins = min((entry.header_offset for entry in archive.infolist()), default=0) == 0
+    stream.seek(-END_RECORD_BYTES - len(archive.comment), io.SEEK_END)
+    end = stream.read(END_RECORD_BYTES)
+    ends = end.startswith(END_RECORD) and int.from_bytes(end[-2:], "little") == len(archive.comment)
+    if not (begins and ends):
+        raise UnsafeArchive("the zip file begins or ends with something else; send one archive and nothing beside it")
+    free = 0
+    for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
+        if entry.header_offset < free:
+            raise UnsafeArchive(f"{entry.filename[:200]!r} overlaps another member; pack it again")
+        free = entry.header_offset + LOCAL_HEADER_BYTES + len(entry.orig_filename) + entry.compress_size
+    if free > archive.start_dir:
+        raise UnsafeArchive("the last member overlaps the zip file's directory; pack it again")
 
 
 def _require_plain(entry: zipfile.ZipInfo) -> None:
@@ -116,13 +147,15 @@ class _BoundedStream(io.RawIOBase):
         self._stream = stream
         self._max_read_bytes = max_read_bytes
         self._max_position = max_position
+        self.last_read = b""
 
     def read(self, size: int = -1) -> bytes:
         if size > self._max_read_bytes:
             raise self._too_much(size)
         if size >= 0:
             self._require_within(self.tell() + size)
-            return self._stream.read(size)
+            self.last_read = self._stream.read(size)
+            return self.last_read
         rest = self._stream.read(self._max_read_bytes + 1)
         if len(rest) > self._max_read_bytes:
             raise self._too_much(len(rest))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import BinaryIO
+from unicodedata import normalize
 
 from adapters.errors import UnsafeArchive, UploadError
 from adapters.lineage import Lineage
@@ -32,6 +34,8 @@ TOKENIZER_FILES = frozenset(
 )
 KEPT = frozenset((CONFIG, WEIGHTS, PROVENANCE, README)) | TOKENIZER_FILES
 TRAINER_STATE = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*.pth")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+MAX_PART_BYTES, MAX_PARTS = 255, 64
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -72,14 +76,20 @@ PLAIN = UploadOptions()
 
 def safe_parts(name: str) -> tuple[str, ...]:
     """Path parts of a stranger's file name. Raises UnsafeArchive for what no honest name needs."""
-    if not name or "\0" in name or "\\" in name or name.startswith("/"):
+    plain = normalize("NFKC", name)  # wide dots and slashes become what other programs may take them for
+    if not name or "\\" in plain or plain.startswith("/") or CONTROL.search(name):
         raise UnsafeArchive(
-            f"file name {name[:200]!r} is absolute, empty or has a NUL or backslash; use relative names"
+            f"file name {name[:200]!r} is absolute, empty or has a backslash or control character; use relative names"
         )
-    parts = PurePosixPath(name).parts
-    if ".." in parts or (parts and len(parts[0]) > 1 and parts[0][1] == ":"):
+    parts = PurePosixPath(plain).parts
+    if any(part.strip(" ") == ".." for part in parts) or (parts and parts[0][1:2] == ":"):
         raise UnsafeArchive(f"file name {name[:200]!r} leaves the archive; use names below its root")
-    return parts
+    if any(len(part.encode(errors="replace")) > MAX_PART_BYTES for part in parts) or len(parts) > MAX_PARTS:
+        raise UnsafeArchive(
+            f"file name {name[:200]!r} is longer than any disk takes; use at most {MAX_PARTS} parts of "
+            f"{MAX_PART_BYTES} bytes"
+        )
+    return PurePosixPath(name).parts
 
 
 def is_kept(parts: tuple[str, ...]) -> bool:
@@ -95,8 +105,8 @@ def is_kept(parts: tuple[str, ...]) -> bool:
         return True
     if any(fnmatch(name, pattern) for pattern in TRAINER_STATE):
         return False
-    if name.endswith(PICKLES):
+    if name.lower().endswith(PICKLES):
         raise refuse("pickle", f"the upload contains {name[:200]!r}; expected {WEIGHTS}")
-    if name.endswith(".safetensors"):
+    if name.lower().endswith(".safetensors"):
         raise refuse("extra_weights", f"the upload contains {name[:200]!r} beside or instead of {WEIGHTS}")
     return False

@@ -57,6 +57,7 @@ def unpacked(into: Path, files: list[UploadedFile], limits: UploadLimits = LIMIT
 
 
 def refusal(tmp_path: Path, files: list[UploadedFile], limits: UploadLimits = LIMITS) -> AdapterError:
+    tmp_path.mkdir(exist_ok=True)
     with pytest.raises(AdapterError) as error:
         unpacked(tmp_path / "into", files, limits)
     outside = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != tmp_path / "into"]
@@ -97,6 +98,13 @@ def test_spooled_files_of_a_web_framework_are_read(
         ("C:/README.md", "unsafe_archive"),
         ("a\\README.md", "unsafe_archive"),
         ("./tokenizer.json", "unsafe_archive"),
+        ("TOKENIZER.json", "unsafe_archive"),
+        ("．．/README.md", "unsafe_archive"),
+        (".. /README.md", "unsafe_archive"),
+        ("a\nREADME.md", "unsafe_archive"),
+        ("x" * 256, "unsafe_archive"),
+        ("a/" * 64 + "x", "unsafe_archive"),
+        ("X.PKL", "pickle"),
         ("other/README.md", "nesting"),
         ("a/b/README.md", "nesting"),
         ("adapter_model.bin", "pickle"),
@@ -195,6 +203,38 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
         entry.size = 1
         archive.addfile(entry, io.BytesIO(b"x"))
     assert isinstance(refusal(tmp_path, uploaded("a.tar", out.getvalue())), UnsafeArchive)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "tar.gz"])
+def test_a_tar_that_is_cut_off_anywhere_is_refused(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    name = "a.tar" if pack is bytes else "a.tar.gz"
+    whole = tar({"adapter_config.json": b"{}", "README.md": b"", "tokenizer.json": b"x" * 512}, "w")
+    end = 512 * 5
+    for cut in range(0, end + 1, 256):
+        assert isinstance(refusal(tmp_path / str(cut), uploaded(name, pack(whole[:cut]))), UploadError)
+    assert len(unpacked(tmp_path / "whole", uploaded(name, pack(whole[: end + 512])))) == 3
+
+
+def test_a_damaged_header_does_not_hide_what_follows(tmp_path: Path) -> None:
+    whole = bytearray(tar({"adapter_config.json": b"{}", "tokenizer.json": b""}, "w"))
+    whole[1024] ^= 1
+    assert refusal(tmp_path, uploaded("a.tar", bytes(whole))).code == "bad_archive"
+
+
+@pytest.mark.parametrize("junk", [b"x", tar(FILES, "w"), zipped(FILES)], ids=["byte", "tar", "zip"])
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_nothing_lies_before_or_behind(tmp_path: Path, name: str, junk: bytes) -> None:
+    good = PACKERS[name.removeprefix("a.")](FILES)[0].stream.read()
+    behind = gzip.compress(gzip.decompress(good) + junk) if name == "a.tgz" else good + junk
+    assert isinstance(refusal(tmp_path / "behind", uploaded(name, behind)), UploadError)
+    assert isinstance(refusal(tmp_path / "before", uploaded(name, junk + good)), UploadError)
+
+
+def test_members_of_a_zip_share_no_bytes(tmp_path: Path) -> None:
+    content = bytearray(zipped({"README.md": b"x" * 99, "merges.txt": b"x" * 99}))
+    second = content.rindex(b"PK\x01\x02")
+    content[second + 42 : second + 46] = bytes(4)
+    assert "overlaps" in refusal(tmp_path, uploaded("a.zip", bytes(content))).message
 
 
 def test_archive_and_loose_files_do_not_mix(tmp_path: Path) -> None:
