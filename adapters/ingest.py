@@ -67,10 +67,6 @@ class Ingest:
             ]
             return self.upload(name, files, options)
 
-    def file(self, version: Version, name: str) -> Path | None:
-        """Where one of its files lies, if it has it."""
-        return self._store.path(version.digest) / name if name in version.manifest.files else None
-
     def forget(self, name: str, number: int, *, with_aliases: bool = False) -> None:
         """Unregister a version and delete its files. Conflict while an alias points to it, unless those go too."""
         with self._agreeing():

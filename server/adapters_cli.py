@@ -98,15 +98,15 @@ def show(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
         return version
     adapter = remote.adapter(name)
     console.print(f"[bold]{escape(name)}[/] {escape(adapter['description'] or '')}", highlight=False)
-    table = Table("version", "state", "aliases", "resident", "leases", "made", "digest", box=None)
+    table = Table("version", "status", "aliases", "leases", "waiting", "made", "digest", box=None)
     for version in adapter["versions"]:
         reason = f": {version['reason']}" if version["reason"] else ""
         table.add_row(
             str(version["version"]),
-            escape(version["state"] + reason),
+            escape(version["status"] + reason),
             ", ".join(version["aliases"]),
-            "yes" if version["resident"] else "",
             str(version["leases"] or ""),
+            str(version["waiting"] or ""),
             _day(version["created_at"]),
             version["digest"].removeprefix("sha256:")[:12],
         )
@@ -194,7 +194,7 @@ def _share(text: str) -> tuple[int, int]:
 def _facts(version: dict[str, Any], console: Console) -> None:
     manifest = version["manifest"]
     facts = {
-        "state": version["state"] + (f": {version['reason']}" if version["reason"] else ""),
+        "status": version["status"] + (f": {version['reason']}" if version["reason"] else ""),
         "aliases": ", ".join(version["aliases"]) or "none",
         "digest": version["digest"],
         "verdict": version["verdict"],

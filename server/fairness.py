@@ -128,6 +128,10 @@ class Turns:
         self._let_in()
         self._forget_idle()
 
+    def waiting_by_line(self) -> dict[Line, int]:
+        """Only the lines in which someone waits."""
+        return {line: len(service.waiting) for line, service in self._lines.items() if service.waiting}
+
     def _let_in(self) -> None:
         while (turn := self._next()) is not None:
             self._grant(turn)

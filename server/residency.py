@@ -37,6 +37,7 @@ class Resident:
     state: State = "resident"
     leases: int = 0
     last_used: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.time)
 
 
 @dataclass
@@ -137,6 +138,10 @@ class Residency:
 
     def loading(self) -> list[str]:
         return list(self._loads)
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
 
     async def _acquire(self, name: str, path: Path) -> Resident:
         loop, found = asyncio.get_running_loop(), True

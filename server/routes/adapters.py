@@ -12,7 +12,7 @@ from adapters.registry import Keep
 from adapters.upload import UploadLimits
 from server import uploads
 from server.auth import Publisher, require
-from server.routes.shapes import adapter_json, shown_version
+from server.routes.shapes import adapter_json, moment_of, shown_version
 from server.routes.versions import WaitSeconds, drain
 from server.services import Wired
 from server.upload_fields import read_fields
@@ -53,10 +53,10 @@ async def list_adapters(
 ) -> dict[str, Any]:
     """In the order of their names. Where there are more, `has_more` is true and `last_id` is the next `after`."""
     found = await asyncio.to_thread(wired.registry.adapters, after=after, limit=limit + 1)
-    shown = found[:limit]
+    shown, moment = found[:limit], moment_of(wired)
     return {
         "object": "list",
-        "data": [adapter_json(adapter, wired) for adapter in shown],
+        "data": [adapter_json(adapter, moment) for adapter in shown],
         "has_more": len(found) > limit,
         "first_id": shown[0].name if shown else None,
         "last_id": shown[-1].name if shown else None,
@@ -65,7 +65,7 @@ async def list_adapters(
 
 @reading.get("/{name}")
 async def get_adapter(name: str, wired: Wired) -> dict[str, Any]:
-    return adapter_json(await asyncio.to_thread(wired.registry.adapter, name), wired)
+    return adapter_json(await asyncio.to_thread(wired.registry.adapter, name), moment_of(wired))
 
 
 @changing.patch("/{name}")

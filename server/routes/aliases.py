@@ -11,7 +11,7 @@ from adapters.names import DEFAULT
 from adapters.targets import to_json
 from server.auth import Publisher, require
 from server.errors import BadRequest
-from server.routes.shapes import adapter_json, move_json
+from server.routes.shapes import adapter_json, moment_of, move_json
 from server.services import Wired
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
@@ -49,12 +49,16 @@ async def set_alias(
         target = split
     else:
         raise BadRequest("expected either `version` or `split`", param="version" if split is None else "split")
-    return adapter_json(await asyncio.to_thread(wired.registry.set_alias, name, alias, target, by=caller.id), wired)
+    return adapter_json(
+        await asyncio.to_thread(wired.registry.set_alias, name, alias, target, by=caller.id), moment_of(wired)
+    )
 
 
 @changing.delete("/{name}/aliases/{alias}")
 async def remove_alias(name: str, alias: str, wired: Wired, caller: Publisher) -> dict[str, Any]:
-    return adapter_json(await asyncio.to_thread(wired.registry.remove_alias, name, alias, by=caller.id), wired)
+    return adapter_json(
+        await asyncio.to_thread(wired.registry.remove_alias, name, alias, by=caller.id), moment_of(wired)
+    )
 
 
 @changing.post("/{name}/rollback")
@@ -62,4 +66,4 @@ async def rollback(
     name: str, wired: Wired, caller: Publisher, alias: Annotated[str, Body(embed=True)] = DEFAULT
 ) -> dict[str, Any]:
     """Take back the last move of the alias. Requests that run finish on the version they began with."""
-    return adapter_json(await asyncio.to_thread(wired.registry.rollback, name, alias, by=caller.id), wired)
+    return adapter_json(await asyncio.to_thread(wired.registry.rollback, name, alias, by=caller.id), moment_of(wired))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from adapters.errors import NotFound
+from adapters.registry import Registry
 from server.auth import require
 from server.services import Wired
 
@@ -23,12 +28,40 @@ async def metrics(wired: Wired) -> Response:
 
 @router.get("/v1/residency")
 async def residency(wired: Wired) -> dict[str, Any]:
-    """Which adapter versions the engine holds, and how many requests use each."""
-    held = [
-        {"name": name, "state": entry.state, "leases": entry.leases, "load_s": round(entry.load_s, 4)}
-        for name, entry in wired.residency.snapshot().items()
+    """Which adapter versions the engine holds, since when, and how many requests use or wait for each."""
+    held, waiting = wired.residency.snapshot(), wired.turns.waiting_by_line()
+    known = await asyncio.to_thread(_known, wired.registry, list(held))
+    data = [
+        {
+            "name": name,
+            "adapter": name.partition("@")[0],
+            "version": known.get(name),
+            "state": entry.state,
+            "leases": entry.leases,
+            "waiting": waiting.get(name, 0),
+            "load_s": round(entry.load_s, 4),
+            "resident_since": round(entry.since, 3),
+            "idle_s": 0.0 if entry.leases else round(time.monotonic() - entry.last_used, 3),
+        }
+        for name, entry in held.items()
     ]
-    return {"object": "list", "data": held, "loading": wired.residency.loading()}
+    return {
+        "object": "list",
+        "data": data,
+        "loading": wired.residency.loading(),
+        "waiting": wired.turns.waiting,
+        "capacity": wired.residency.capacity,
+    }
+
+
+def _known(registry: Registry, held: list[str]) -> dict[str, int]:
+    """Engine name → the version's number, of those that are registered still."""
+    found = {}
+    for name in held:
+        adapter, _, digest = name.partition("@")
+        with suppress(NotFound):
+            found[name] = registry.resolve(adapter, f"sha256:{digest}").number
+    return found
 
 
 @router.get("/version")

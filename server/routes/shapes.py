@@ -8,11 +8,11 @@ from typing import Any
 from adapters.registry import Adapter, Move, Version
 from adapters.tags import Tags
 from adapters.targets import Target, to_json
-from server.resolve import engine_name
 from server.services import Services
+from server.status import Moment
 
 
-def adapter_json(adapter: Adapter, wired: Services) -> dict[str, Any]:
+def adapter_json(adapter: Adapter, moment: Moment) -> dict[str, Any]:
     return {
         "object": "adapter",
         "name": adapter.name,
@@ -22,7 +22,7 @@ def adapter_json(adapter: Adapter, wired: Services) -> dict[str, Any]:
         "splits": {alias: to_json(target) for alias, target in adapter.splits.items()},
         "tags": dict(adapter.tags),
         "versions": [
-            version_json(version, adapter.aliases_of(version.number), adapter.tags_of(version.number), wired)
+            version_json(version, adapter.aliases_of(version.number), adapter.tags_of(version.number), moment)
             for version in adapter.versions
         ],
     }
@@ -46,7 +46,7 @@ def _ends(target: Target) -> int | dict[str, int] | None:
 
 async def shown_version(wired: Services, version: Version) -> dict[str, Any]:
     about = await asyncio.to_thread(wired.registry.about, version)
-    return version_json(version, about.aliases, about.tags, wired) | {
+    return version_json(version, about.aliases, about.tags, moment_of(wired)) | {
         "verdict": version.manifest.verdict,
         "manifest": version.manifest.to_json(),
         "parents": [{"parent": parent, "href": _href(found)} for parent, found in about.parents.items()],
@@ -60,8 +60,7 @@ def _href(ref: str | None) -> str | None:
     return f"/v1/adapters/{name}/versions/{number}"
 
 
-def version_json(version: Version, aliases: list[str], tags: Tags, wired: Services) -> dict[str, Any]:
-    held = wired.residency.snapshot().get(engine_name(version))
+def version_json(version: Version, aliases: list[str], tags: Tags, moment: Moment) -> dict[str, Any]:
     return {
         "object": "adapter.version",
         "name": version.adapter,
@@ -72,6 +71,9 @@ def version_json(version: Version, aliases: list[str], tags: Tags, wired: Servic
         "created_at": int(version.created_at.timestamp()),
         "aliases": aliases,
         "tags": dict(tags),
-        "resident": held is not None,
-        "leases": held.leases if held else 0,
+        **moment.of(version).to_json(),
     }
+
+
+def moment_of(wired: Services) -> Moment:
+    return Moment(wired.residency, wired.turns)

@@ -43,9 +43,9 @@ async def get_version(name: str, ref: str, wired: Wired) -> dict[str, Any]:
 async def get_card(name: str, ref: str, wired: Wired) -> Response:
     """Its README.md, or where it came with none, a page of what is known of it. Markdown."""
     version = await asyncio.to_thread(wired.registry.resolve, name, ref)
-    readme = await asyncio.to_thread(wired.ingest.file, version, README)
-    if readme is not None:
-        return FileResponse(readme, media_type=MARKDOWN, headers=AS_IT_IS)
+    if README in version.manifest.files:
+        files = await wired.fetches.path(version.digest)
+        return FileResponse(files / README, media_type=MARKDOWN, headers=AS_IT_IS)
     about = await asyncio.to_thread(wired.registry.about, version)
     return Response(generated(version, about), media_type=MARKDOWN, headers=AS_IT_IS)
 

@@ -1,0 +1,52 @@
+"""Where a version is in its life, for a person to follow: what the registry says of it, and what the engine does.
+
+    checking → ready → loading → resident → draining → gone        quarantined · merge_only · failed
+
+A registry state other than `ready` is the status as it is; a ready one is looked up among what the engine holds. It
+reads residency and turns at one moment and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from adapters.records import READY, Version
+from server.fairness import Turns
+from server.residency import Residency
+from server.resolve import engine_name
+
+
+@dataclass(frozen=True)
+class Status:
+    status: str
+    resident: bool = False
+    leases: int = 0
+    """Requests that use it now."""
+    waiting: int = 0
+    """Requests that wait for their turn with it."""
+    resident_since: float | None = None
+    """Unix time."""
+    load_s: float | None = None
+    """How long its last load took."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Moment:
+    """What the engine holds and does right now: read once for an answer about many versions."""
+
+    def __init__(self, residency: Residency, turns: Turns) -> None:
+        self._held = residency.snapshot()
+        self._loading = set(residency.loading())
+        self._waiting = turns.waiting_by_line()
+
+    def of(self, version: Version) -> Status:
+        name = engine_name(version)
+        held, waiting = self._held.get(name), self._waiting.get(name, 0)
+        if held is None:
+            loading = version.state == READY and name in self._loading
+            return Status("loading" if loading else version.state, waiting=waiting)
+        status = "resident" if version.state == READY and held.state == "resident" else version.state
+        return Status(status, True, held.leases, waiting, round(held.since, 3), round(held.load_s, 4))

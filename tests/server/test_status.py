@@ -1,0 +1,90 @@
+"""The status of a version follows it from upload to deletion."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.server.harness import Exchange, World, chat, ingest, until, upload, world
+
+ADAPTERS = "/v1/adapters"
+
+
+async def shown(built: World, path: str) -> Any:
+    asked = Exchange(built.app, path, {}, "GET")
+    await asked.start()
+    return json.loads(asked.text)
+
+
+async def test_a_version_is_followed_from_its_load_to_its_deletion(tiny_base: Path, tmp_path: Path) -> None:
+    async with world(tiny_base, tmp_path / "data", token_s=0.02, load_s=0.2).running() as slow:
+        name, seen = ingest(slow, "a"), []
+
+        async def look() -> dict[str, Any]:
+            seen.append(await shown(slow, f"{ADAPTERS}/a/versions/1"))
+            return dict(seen[-1])
+
+        assert (await look())["resident_since"] is None
+        stream = Exchange(slow.app, "/v1/chat/completions", chat("a", " ".join("x" * 30), stream=True)).start()
+        await until(slow.services.residency.loading)
+        await look()
+        await until(lambda: slow.engine.running == 1)
+        resident = await look()
+        assert (resident["leases"], resident["waiting"], resident["resident"]) == (1, 0, True)
+        assert resident["load_s"] >= 0.2
+        assert 0 <= time.time() - resident["resident_since"] < 60
+        assert (await shown(slow, f"{ADAPTERS}/a"))["versions"][0]["status"] == "resident"
+        deletion = Exchange(slow.app, f"{ADAPTERS}/a?wait_s=0", {}, "DELETE")
+        await deletion.start()
+        assert (await look())["leases"] == 1
+        await stream
+        await until(lambda: name not in slow.services.residency.snapshot())
+        assert [each["status"] for each in seen] == ["ready", "loading", "resident", "draining"]
+
+
+async def test_those_who_wait_for_a_version_are_counted(tiny_base: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_num_seqs": 1, "max_loras": 1}
+    async with world(tiny_base, tmp_path / "data", token_s=0.02, **settings).running() as narrow:
+        ingest(narrow, "a")
+        body = chat("a", " ".join("x" * 20))
+        asked = [Exchange(narrow.app, "/v1/chat/completions", body).start() for _ in range(6)]
+        await until(lambda: narrow.engine.running >= 1 and narrow.services.turns.waiting >= 1)
+        waiting = narrow.services.turns.waiting
+        assert (await shown(narrow, f"{ADAPTERS}/a/versions/1"))["waiting"] == waiting
+        (entry,) = (await shown(narrow, "/v1/residency"))["data"]
+        assert (entry["waiting"], entry["leases"], entry["idle_s"]) == (waiting, 6 - waiting, 0.0)
+        for each in asked:
+            await each
+
+
+@pytest.mark.parametrize("state", ["quarantined", "failed"])
+def test_another_state_is_the_status(client: TestClient, built: World, state: str) -> None:
+    upload(client, "a")
+    client.post("/v1/chat/completions", json=chat("a"))
+    built.services.registry.set_state("a", 1, state, "for a reason")
+    version = client.get(f"{ADAPTERS}/a/versions/1").json()
+    assert (version["status"], version["reason"]) == (state, "for a reason")
+
+
+def test_residency_names_adapter_version_and_rest(client: TestClient) -> None:
+    for seed in (1, 2):
+        digest = upload(client, "a", seed)["digest"]
+    client.post("/v1/chat/completions", json=chat("a"))
+    page = client.get("/v1/residency").json()
+    (entry,) = page["data"]
+    assert {key: entry[key] for key in ("name", "adapter", "version", "state", "leases", "waiting")} == {
+        "name": f"a@{digest[7:19]}",
+        "adapter": "a",
+        "version": 2,
+        "state": "resident",
+        "leases": 0,
+        "waiting": 0,
+    }
+    assert entry["idle_s"] >= 0
+    assert entry["load_s"] > 0
+    assert (page["loading"], page["waiting"], page["capacity"]) == ([], 0, 64)
