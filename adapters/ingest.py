@@ -48,8 +48,8 @@ class Ingest:
             packed = checksums.check_sent(files, options.sha256)
             unpack(files, staged, self._limits)
             checksums.check_unpacked(staged, packed)
-            conversion = convert(staged, self._base, self._max_rank)
-            manifest = validate(staged, self._base, self._max_rank, conversion)
+            verdict = convert(staged, self._base, self._max_rank, options.max_error)
+            manifest = validate(staged, self._base, self._max_rank, verdict)
             manifest = replace(manifest, lineage=merged(manifest.lineage, options.lineage))
             self._store.prepare(staged, manifest.digest)
             with self._agreeing():

@@ -73,16 +73,19 @@ def read_spans(path: Path, base: BaseModel | None = None) -> Mapping[str, Tensor
 def _parse(name: str, base: BaseModel) -> tuple[str, str]:
     match = NAME.fullmatch(name)
     if match is None:
-        raise _not_a_lora_tensor(name)
-    module = match["module"]
+        raise not_a_lora_tensor(name)
+    require_lora_module(match["module"], base)
+    return match["module"], match["side"]
+
+
+def require_lora_module(module: str, base: BaseModel) -> None:
     if module not in base.modules:
         last = module.rpartition(".")[2]
         code = "unsupported_module" if any(part in last for part in NOT_LINEAR) else "unknown_module"
         raise refuse(code, f"{module[:200]!r} is not a linear module of {base.name} that can carry a LoRA")
-    return module, match["side"]
 
 
-def _not_a_lora_tensor(name: str) -> InvalidAdapter:
+def not_a_lora_tensor(name: str) -> InvalidAdapter:
     code = next((code for part, code in TELLING.items() if part in name), "unsupported_tensor")
     return refuse(code, f"tensor {name[:200]!r} is not part of a plain LoRA")
 

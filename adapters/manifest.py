@@ -19,11 +19,11 @@ class Manifest:
     size_bytes: int
     """Sum of the kept files."""
     kind: str
-    """PEFT's `peft_type` in lower case, for example `lora`."""
+    """`lora` for what is served, whatever it was; else PEFT's `peft_type` in lower case, or `dora`."""
     rank: int
-    """The largest rank of any module."""
+    """The largest rank of any module; 0 where the kind has none."""
     alpha: float
-    """`lora_alpha` of the configuration."""
+    """`lora_alpha` of the configuration; 0 where it has none."""
     target_modules: tuple[str, ...]
     """Last name parts of the modules that carry weights, sorted: `("down_proj", "q_proj")`."""
     module_count: int
@@ -45,13 +45,22 @@ class Manifest:
     scores: Mapping[str, float] = field(default_factory=dict)
     """Evaluation results its maker recorded."""
     conversion: Mapping[str, Any] = field(default_factory=dict)
-    """How it became a plain LoRA, where it was another kind: from what, whether exactly, and the digests of the files
+    """How it became a plain LoRA, where it was another kind: from what, with which error, and the digests of the files
     that were sent. Empty: it is served as it came."""
+    merge_only: str | None = None
+    """Why it cannot be swapped per request, only merged into the base; None where it can."""
 
     @property
     def verdict(self) -> str:
         """In words, for a person."""
-        return f"converted exactly from {self.conversion['from']}" if self.conversion else "served as it came"
+        if self.merge_only is not None:
+            return f"merge only: {self.merge_only}"
+        if not self.conversion:
+            return "served as it came"
+        source, error = self.conversion["from"], self.conversion.get("error", 0.0)
+        if not error:
+            return f"converted exactly from {source}"
+        return f"converted from {source}: what it changes of the weights is off by {error:.2%}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

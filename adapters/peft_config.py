@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from typing import Any
 from adapters.json_document import read_document
 from adapters.refusals import refuse
 
+CONVERTED_OPTIONS = {"use_dora": "dora", "lora_bias": "lora_bias", "modules_to_save": "modules_to_save"}
+"""What adapters/convert takes away where it can."""
 REFUSED_OPTIONS = {
-    "use_dora": "dora",
-    "lora_bias": "lora_bias",
-    "modules_to_save": "modules_to_save",
     "alora_invocation_tokens": "alora",
     "layer_replication": "layer_replication",
     "trainable_token_indices": "trainable_tokens",
@@ -30,6 +29,8 @@ REFUSED_OPTIONS = {
     "kasa_config": "unsupported_variant",
     "monteclora_config": "unsupported_variant",
 }
+PROMPTING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "ADAPTION_PROMPT")
+ALL_OPTIONS = {**CONVERTED_OPTIONS, **REFUSED_OPTIONS}
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 # fmt: off
 HARMLESS_OPTIONS = frozenset((
@@ -54,17 +55,14 @@ Patterns = Sequence[tuple[re.Pattern[str], float]]
 
 
 @dataclass(frozen=True)
-class LoraConfig:
-    """What the configuration says about every module."""
+class Scaling:
+    """Rank and scaling of every module, as PEFT reads them."""
 
     rank: int
     alpha: float
     use_rslora: bool
     rank_pattern: Patterns
     alpha_pattern: Patterns
-    target_modules: tuple[str, ...] | str
-    base_model: str
-    warnings: tuple[str, ...]
 
     def rank_of(self, module: str) -> int:
         return int(_first_match(self.rank_pattern, module, self.rank))
@@ -72,6 +70,19 @@ class LoraConfig:
     def scaling_of(self, module: str) -> float:
         rank = self.rank_of(module)
         return _first_match(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    @property
+    def largest_rank(self) -> int:
+        return max([self.rank, *(int(rank) for _, rank in self.rank_pattern)])
+
+
+@dataclass(frozen=True)
+class LoraConfig(Scaling):
+    """What the configuration says about every module."""
+
+    target_modules: tuple[str, ...] | str
+    base_model: str
+    warnings: tuple[str, ...]
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would attach the adapter here; a regular expression is not tried."""
@@ -83,35 +94,48 @@ class LoraConfig:
 def read_config(path: Path, max_rank: int) -> LoraConfig:
     """Raises InvalidAdapter for everything the engine would refuse, ignore or compute differently."""
     raw = read_document(path)
-    _require_servable(raw)
-    config = LoraConfig(
-        rank=_rank(raw.get("r"), "r"),
-        alpha=_alpha(raw.get("lora_alpha"), "lora_alpha"),
-        use_rslora=_flag(raw, "use_rslora"),
-        rank_pattern=_patterns(raw, "rank_pattern", _rank),
-        alpha_pattern=_patterns(raw, "alpha_pattern", _alpha),
+    require_known(raw, (*CONVERTED_OPTIONS, *REFUSED_OPTIONS))
+    if raw.get("bias", "none") != "none":
+        raise refuse("lora_bias", f"bias is {_shown(raw['bias'])}, expected 'none'")
+    if (init := modified_base(raw)) is not None:
+        raise refuse("modified_base", f"init_lora_weights is {_shown(init)}")
+    scaling = read_scaling(raw, "lora_alpha")
+    if scaling.largest_rank > max_rank:
+        raise refuse("rank_too_large", f"rank {scaling.largest_rank}, this server takes at most {max_rank}")
+    return LoraConfig(
+        **vars(scaling),
         target_modules=_target_modules(raw.get("target_modules")),
         base_model=_base_model(raw.get("base_model_name_or_path")),
         warnings=_unknown_options(raw),
     )
-    largest = max([config.rank, *(int(rank) for _, rank in config.rank_pattern)])
-    if largest > max_rank:
-        raise refuse("rank_too_large", f"rank {largest}, this server takes at most {max_rank}")
-    return config
 
 
-def _require_servable(raw: Mapping[str, Any]) -> None:
+def read_scaling(raw: Mapping[str, Any], alpha: str) -> Scaling:
+    """`alpha`: the name of the field; `lora_alpha` for LoRA, `alpha` for LoHa and LoKr."""
+    return Scaling(
+        rank=_rank(raw.get("r"), "r"),
+        alpha=_alpha(raw.get(alpha), alpha),
+        use_rslora=_flag(raw, "use_rslora"),
+        rank_pattern=_patterns(raw, "rank_pattern", _rank),
+        alpha_pattern=_patterns(raw, "alpha_pattern", _alpha),
+    )
+
+
+def require_known(raw: Mapping[str, Any], options: Collection[str] = tuple(REFUSED_OPTIONS)) -> None:
+    """Raises InvalidAdapter for another kind than LoRA, and where one of these options is set."""
     peft_type = raw.get("peft_type", "LORA")
     if not isinstance(peft_type, str) or peft_type.upper() != "LORA":
-        raise refuse("not_lora", f"peft_type is {peft_type!r}")
-    for option, code in REFUSED_OPTIONS.items():
-        if raw.get(option):
+        prompting = isinstance(peft_type, str) and peft_type.upper() in PROMPTING
+        raise refuse("changes_prompt" if prompting else "not_lora", f"peft_type is {_shown(peft_type)}")
+    for option, code in ALL_OPTIONS.items():
+        if option in options and raw.get(option):
             raise refuse(code, f"{option} is {_shown(raw[option])}")
-    if raw.get("bias", "none") != "none":
-        raise refuse("lora_bias", f"bias is {_shown(raw['bias'])}, expected 'none'")
+
+
+def modified_base(raw: Mapping[str, Any]) -> str | None:
+    """The initialisation, in lower case, where it is one that changed the base's weights, too."""
     init = raw.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
-        raise refuse("modified_base", f"init_lora_weights is {_shown(init)}")
+    return init.lower() if isinstance(init, str) and init.lower() not in HARMLESS_INITS else None
 
 
 def _rank(value: Any, field: str) -> int:
@@ -187,7 +211,7 @@ def _first_match(patterns: Patterns, module: str, otherwise: float) -> float:
 
 def _unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
     unknown = sorted(
-        key for key, value in raw.items() if value and key not in HARMLESS_OPTIONS and key not in REFUSED_OPTIONS
+        key for key, value in raw.items() if value and key not in HARMLESS_OPTIONS and key not in ALL_OPTIONS
     )
     if not unknown:
         return ()

@@ -11,8 +11,8 @@ from adapters.manifest import Manifest
 from adapters.tags import Tags
 from adapters.targets import Target, aliases_of, main_version
 
-READY, DRAINING, QUARANTINED, FAILED = "ready", "draining", "quarantined", "failed"
-STATES = (READY, DRAINING, QUARANTINED, FAILED)
+READY, MERGE_ONLY, DRAINING, QUARANTINED, FAILED = "ready", "merge_only", "draining", "quarantined", "failed"
+STATES = (READY, MERGE_ONLY, DRAINING, QUARANTINED, FAILED)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Version:
     number: int
     digest: str
     state: str
-    """`ready`, `draining` (being deleted), `quarantined` (produced garbage) or `failed` (would not load)."""
+    """`ready`, `merge_only` (no engine can swap it), `draining` (being deleted), `quarantined` (produced garbage) or
+    `failed` (would not load)."""
     reason: str | None
     """Why it is in this state, for a person."""
     created_at: datetime

@@ -23,13 +23,14 @@ REFUSALS: Mapping[str, str] = {
     "bad_config": "Save the adapter again with PEFT, or correct this field.",
     "bad_provenance": "Correct loraplex.json or leave it out.",
     "bad_safetensors": "Upload the file again, or save it again: it is damaged.",
-    "not_lora": "Only peft_type LORA, and ADALORA, which becomes one, is served; train or convert it to a LoRA.",
-    "dora": f"DoRA cannot be served unmerged; {_RETRAIN}, or merge it into the base.",
+    "not_lora": f"Neither served nor merged; {_RETRAIN}.",
+    "changes_prompt": "It puts vectors before the prompt and leaves the weights as they are; train a LoRA.",
+    "dora": "Configuration and weights are not of the same adapter; upload the two that belong together.",
     "lora_bias": f"Biases are not served; {_RETRAIN} with bias='none' and lora_bias=False.",
-    "modules_to_save": "Whole modules cannot be swapped per request; train without modules_to_save.",
+    "modules_to_save": "Train without this one in modules_to_save.",
     "modified_base": (
-        "This initialisation changes the base weights; save with path_initial_model_for_weight_conversion, "
-        "which makes it a plain LoRA."
+        "This initialisation changed the base's weights: upload the adapter as PEFT saved it before training, too, as "
+        "initial_adapter_model.safetensors; or save it with path_initial_model_for_weight_conversion."
     ),
     "alora": f"Activated LoRA is not served; {_RETRAIN}.",
     "layer_replication": "The served base has its own layers; train without layer_replication.",
@@ -46,7 +47,7 @@ REFUSALS: Mapping[str, str] = {
     "no_modules": "The file carries no LoRA weights; check that the right adapter was saved.",
     "unpaired": "Each module needs both lora_A and lora_B; save it again with PEFT.",
     "rank_mismatch": "Configuration and weights are not of the same adapter; upload the two that belong together.",
-    "rank_too_large": "Train with a smaller r, reduce it by SVD, or start the server with a larger max rank.",
+    "rank_too_large": "Or train with a smaller r, or start the server with a larger max_lora_rank.",
     "non_finite": "Training diverged or the file is damaged; use an earlier checkpoint.",
     "bad_scaling": "Correct lora_alpha and r.",
     "adds_tokens": "The base's tokenizer is what is served; train without adding tokens.",

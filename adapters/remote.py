@@ -64,6 +64,7 @@ class Remote:
         *,
         description: str | None = None,
         promote: bool = True,
+        max_error: float = 0.0,
         opener: Opener = lambda path: path.open("rb"),
     ) -> dict[str, Any]:
         """A directory that PEFT wrote (its files, not its sub-directories), or an archive of one; with their sums."""
@@ -75,7 +76,7 @@ class Remote:
         if not files:
             raise UploadError(f"{path} holds no files; give a directory that PEFT's save_pretrained wrote")
         sums = {each.name: sha256_of(each) for each in files if each == path or each.name in KEPT}
-        form = {"name": name, "promote": str(promote).lower(), "sha256": json.dumps(sums)}
+        form = {"name": name, "promote": str(promote).lower(), "sha256": json.dumps(sums), "max_error": str(max_error)}
         if description is not None:
             form["description"] = description
         with ExitStack() as opened:

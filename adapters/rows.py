@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, fals
 from adapters import names, schema, tag_rows
 from adapters.errors import NotFound
 from adapters.manifest import Manifest
-from adapters.records import READY, Adapter, Move, Version
+from adapters.records import MERGE_ONLY, READY, Adapter, Move, Version
 from adapters.references import SHOWN, listed, only
 from adapters.tag_rows import OF_ADAPTER, Tagged
 from adapters.targets import Target, from_json, to_json
@@ -63,7 +63,8 @@ def insert_version(connection: Connection, name: str, number: int, manifest: Man
             adapter=name,
             number=number,
             digest=manifest.digest,
-            state=READY,
+            state=READY if manifest.merge_only is None else MERGE_ONLY,
+            reason=manifest.merge_only,
             created_at=datetime.now(UTC),
             manifest=manifest.to_json(),
             kind=manifest.kind[:32],

@@ -17,6 +17,10 @@ from adapters.tags import Tags
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+INITIAL = "initial_adapter_model.safetensors"
+"""The adapter before training, where its initialisation changed the base (PiSSA and its kin)."""
+ORIGINAL = "original_"
+"""Before the name of a file that was sent and that a LoRA near it stands in for."""
 PROVENANCE = "loraplex.json"
 README = "README.md"
 TOKENIZER_FILES = frozenset(
@@ -32,7 +36,7 @@ TOKENIZER_FILES = frozenset(
         "chat_template.json",
     )
 )
-KEPT = frozenset((CONFIG, WEIGHTS, PROVENANCE, README)) | TOKENIZER_FILES
+KEPT = frozenset((CONFIG, WEIGHTS, INITIAL, PROVENANCE, README)) | TOKENIZER_FILES
 TRAINER_STATE = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*.pth")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 MAX_PART_BYTES, MAX_PARTS = 255, 64
@@ -63,6 +67,8 @@ class UploadOptions:
     """Whether the alias `default` moves to the version."""
     sha256: str | Mapping[str, str] | None = None
     """What the client says it sent, see adapters/checksums.py."""
+    max_error: float = 0.0
+    """What may be lost of its change of the weights where it becomes a LoRA of the rank that is served."""
     by: str | None = None
     """The id of the API key that uploads."""
     tags: Tags = field(default_factory=dict)

@@ -6,17 +6,21 @@ streams the values once; it needs no torch and does not know where the files go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adapters.base import BaseModel
-from adapters.lora_weights import Pair, largest_magnitude, read_pairs
+from adapters.convert import AS_IT_CAME, Verdict
+from adapters.json_document import read_document
+from adapters.lora_weights import EXPONENT, Pair, largest_magnitude, read_pairs, read_spans
 from adapters.manifest import Manifest
 from adapters.peft_config import LoraConfig, read_config
 from adapters.provenance import Provenance, read_provenance
 from adapters.refusals import refuse
+from adapters.safetensors_header import TensorSpan
 from adapters.store import digest_files
 from adapters.tokenizer_files import chat_template_sha256, check_tokenizer
 from adapters.upload import CONFIG, PROVENANCE, WEIGHTS
@@ -24,19 +28,51 @@ from adapters.upload import CONFIG, PROVENANCE, WEIGHTS
 LARGEST_BF16 = 3.3895313892515355e38
 
 
-def validate(staged: Path, base: BaseModel, max_rank: int, conversion: Mapping[str, Any] | None = None) -> Manifest:
-    """Raises InvalidAdapter; its `code` is a key of REFUSALS. `conversion`: what `convert` did before."""
+def validate(staged: Path, base: BaseModel, max_rank: int, verdict: Verdict = AS_IT_CAME) -> Manifest:
+    """Raises InvalidAdapter; its `code` is a key of REFUSALS. `verdict`: what `convert` said before."""
     _require_files(staged)
-    config = read_config(staged / CONFIG, max_rank)
     provenance = read_provenance(staged / PROVENANCE)
     _require_same_base(provenance, base)
+    if verdict.merge_only is not None:
+        return _mergeable(staged, base, provenance, verdict)
+    config = read_config(staged / CONFIG, max_rank)
     pairs = read_pairs(staged / WEIGHTS, base)
     for module, pair in pairs.items():
         _require_fit(module, pair, config.rank_of(module), base)
-    warnings = [*config.warnings, *_base_warnings(config, provenance, base), *_target_warnings(config, pairs)]
+    warnings = [
+        *config.warnings,
+        *_base_warnings(config.base_model, provenance, base),
+        *_target_warnings(config, pairs),
+    ]
     warnings += _require_finite(staged / WEIGHTS, pairs, config)
     warnings += check_tokenizer(staged, base.path)
-    return replace(_manifest(staged, config, provenance, pairs, tuple(warnings)), conversion=conversion or {})
+    return replace(_manifest(staged, config, provenance, pairs, tuple(warnings)), conversion=verdict.conversion)
+
+
+def _mergeable(staged: Path, base: BaseModel, provenance: Provenance, verdict: Verdict) -> Manifest:
+    """Of a kind that no LoRA stands for: `convert` compared its names and shapes with the base."""
+    raw, spans = read_document(staged / CONFIG), read_spans(staged / WEIGHTS, base)
+    for name, span in spans.items():
+        if span.dtype not in EXPONENT:
+            raise refuse("unsupported_dtype", f"{name[:200]} is {span.dtype}")
+        if not largest_magnitude(staged / WEIGHTS, span) <= LARGEST_BF16:
+            raise refuse("non_finite", f"{name[:200]} has values that are not finite")
+    modules = [module for module in base.modules if any(f"{module}." in name for name in spans)]
+    named = str(raw.get("base_model_name_or_path") or "")
+    rank, alpha = raw.get("r"), raw.get("lora_alpha", raw.get("alpha"))
+    return Manifest(
+        **_facts(staged, list(spans.values()), modules),
+        kind=verdict.kind,
+        rank=rank if type(rank) is int else 0,
+        alpha=float(alpha) if isinstance(alpha, int | float) and abs(alpha) < 1e9 else 0.0,
+        base_model=named,
+        base_fingerprint=provenance.base_fingerprint,
+        warnings=(*_base_warnings(named, provenance, base), *check_tokenizer(staged, base.path)),
+        lineage=provenance.lineage,
+        scores=provenance.scores,
+        conversion=verdict.conversion,
+        merge_only=verdict.merge_only,
+    )
 
 
 def _require_files(staged: Path) -> None:
@@ -77,10 +113,10 @@ def _require_finite(weights: Path, pairs: Mapping[str, Pair], config: LoraConfig
         yield "every lora_B is zero: the adapter changes nothing"
 
 
-def _base_warnings(config: LoraConfig, provenance: Provenance, base: BaseModel) -> Iterator[str]:
+def _base_warnings(named: str, provenance: Provenance, base: BaseModel) -> Iterator[str]:
     if provenance.base_fingerprint is None:
-        named = f"it names {config.base_model[:120]!r}" if config.base_model else "it names none"
-        yield f"no base fingerprint is recorded, so only names and shapes show that it fits {base.name}; {named}"
+        says = f"it names {named[:120]!r}" if named else "it names none"
+        yield f"no base fingerprint is recorded, so only names and shapes show that it fits {base.name}; {says}"
     template = provenance.chat_template_sha256
     if template is not None and template != chat_template_sha256(base.path):
         yield "it was trained with another chat template than the base's, which is what is served"
@@ -95,23 +131,29 @@ def _target_warnings(config: LoraConfig, pairs: Mapping[str, Pair]) -> Iterator[
 def _manifest(
     staged: Path, config: LoraConfig, provenance: Provenance, pairs: Mapping[str, Pair], warnings: tuple[str, ...]
 ) -> Manifest:
-    digest, files = digest_files(staged)
-    spans = [span for pair in pairs.values() for span in (pair.a, pair.b)]
-    dtypes = {span.dtype for span in spans}
     return Manifest(
-        digest=digest,
-        size_bytes=sum((staged / name).stat().st_size for name in files),
+        **_facts(staged, [span for pair in pairs.values() for span in (pair.a, pair.b)], pairs),
         kind="lora",
         rank=max(config.rank_of(module) for module in pairs),
         alpha=config.alpha,
-        target_modules=tuple(sorted({module.rpartition(".")[2] for module in pairs})),
-        module_count=len(pairs),
-        parameter_count=sum(span.shape[0] * span.shape[1] for span in spans),
-        dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
         base_model=config.base_model,
         base_fingerprint=provenance.base_fingerprint,
-        files=files,
         warnings=warnings,
         lineage=provenance.lineage,
         scores=provenance.scores,
     )
+
+
+def _facts(staged: Path, spans: Sequence[TensorSpan], modules: Collection[str]) -> dict[str, Any]:
+    """What every manifest has, whatever the kind."""
+    digest, files = digest_files(staged)
+    dtypes = {span.dtype for span in spans}
+    return {
+        "digest": digest,
+        "size_bytes": sum((staged / name).stat().st_size for name in files),
+        "target_modules": tuple(sorted({module.rpartition(".")[2] for module in modules})),
+        "module_count": len(modules),
+        "parameter_count": sum(math.prod(span.shape) for span in spans),
+        "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
+        "files": files,
+    }

@@ -57,6 +57,7 @@ def push(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
             arguments.name,
             description=arguments.description,
             promote=not arguments.no_promote,
+            max_error=arguments.max_error,
             opener=opener,
         )
     known = "" if version["created"] else ", which it was already: the same files"
@@ -163,6 +164,12 @@ def _parser() -> argparse.ArgumentParser:
     pushing.add_argument("path", type=Path)
     pushing.add_argument("--name", required=True)
     pushing.add_argument("--description")
+    pushing.add_argument(
+        "--max-error",
+        type=float,
+        default=0.0,
+        help="accept that this share of what it changes is lost where it must be converted (default: 0)",
+    )
     pushing.add_argument("--no-promote", action="store_true", help=f"leave the alias {DEFAULT} where it is")
     verb("list", list_adapters)
     verb("show", show).add_argument("name", help="name, name@3, name@alias or name@sha256:…")

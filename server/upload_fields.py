@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapters.upload import UploadOptions
 from server.errors import BadRequest
@@ -23,6 +23,7 @@ class UploadFields(BaseModel):
     sha256: str | dict[str, str] | None = None
     tags: dict[str, str] = {}
     lineage: dict[str, Any] = {}
+    max_error: float = Field(default=0.0, ge=0, le=1)
 
     @field_validator("sha256", "tags", "lineage", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from adapters.refusals import REFUSALS
 from adapters.registry import Registry
 from adapters.upload import UploadedFile, UploadLimits, UploadOptions
 from tests.adapters.conftest import Shop
-from tests.adapters.factories import AdapterFiles, loose, lora_tensors, tar, tensor, uploaded
+from tests.adapters.factories import AdapterFiles, loose, lora_config, lora_tensors, tar, tensor, uploaded
 
 OTHER = AdapterFiles(tensors=lora_tensors(seed=1))
 
@@ -77,7 +77,7 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "pickle": ({**without("adapter_model.safetensors"), "adapter_model.bin": b"\x80"}, "pickle"),
     "truncated": ({**GOOD, "adapter_model.safetensors": GOOD["adapter_model.safetensors"][:-9]}, "bad_safetensors"),
     "wrong base": ({**GOOD, "loraplex.json": b'{"base_fingerprint": "sha256:00"}'}, "wrong_base"),
-    "rank": ({**GOOD, "adapter_config.json": json.dumps(AdapterFiles().config | {"r": 17}).encode()}, "rank_too_large"),
+    "other rank": ({**GOOD, "adapter_config.json": json.dumps(lora_config(r=17)).encode()}, "rank_mismatch"),
     "no modules": (AdapterFiles(tensors={}).files(), "no_modules"),
     "NaN": (AdapterFiles(tensors=lora_tensors() | {QUERY_A: NAN}).files(), "non_finite"),
     "traversal": ({**GOOD, "../README.md": b""}, "unsafe_archive"),

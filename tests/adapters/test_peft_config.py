@@ -176,7 +176,7 @@ def test_the_worst_patterns_that_pass_match_quickly(tmp_path: Path) -> None:
 
 def test_every_known_option_of_the_installed_peft_is_decided_on() -> None:
     lora_config_class = pytest.importorskip("peft").LoraConfig
-    from adapters.peft_config import HARMLESS_OPTIONS, REFUSED_OPTIONS
+    from adapters.peft_config import ALL_OPTIONS, HARMLESS_OPTIONS
 
     fields = set(lora_config_class.__dataclass_fields__)
-    assert fields - HARMLESS_OPTIONS - set(REFUSED_OPTIONS) == set()
+    assert fields - HARMLESS_OPTIONS - set(ALL_OPTIONS) == set()

@@ -1,0 +1,33 @@
+"""Kinds that multiply weights instead of adding to them: no LoRA comes near, but they can be merged.
+
+Their tensors are only compared with the base's names here; merging knows their formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapters.convert.plan import Plan
+from adapters.convert.source import Source
+from adapters.refusals import refuse
+
+MULTIPLYING: Mapping[str, str] = {
+    "IA3": "it scales rows or columns of the weights",
+    "OFT": "it rotates the weights",
+    "BOFT": "it rotates the weights",
+    "HRA": "it reflects the weights",
+}
+
+
+def multiplying(source: Source) -> Plan:
+    if not source.spans:
+        raise refuse("no_modules", f"{source.weights.name} has no tensor for any module of {source.base.name}")
+    for name in source.spans:
+        if not any(name.startswith(module + ".") for module in _modules_above(name, source)):
+            raise refuse("unknown_module", f"tensor {name[:200]!r} belongs to no linear module of {source.base.name}")
+    return Plan(source.kind.lower(), merge_only=f"{MULTIPLYING[source.kind]}, which is not the sum of a low rank")
+
+
+def _modules_above(name: str, source: Source) -> list[str]:
+    parts = name.split(".")
+    return [above for end in range(1, len(parts)) if (above := ".".join(parts[:end])) in source.base.modules]
