@@ -109,7 +109,7 @@ def is_kept(parts: tuple[str, ...]) -> bool:
                 code="nesting",
             )
         return True
-    if any(fnmatch(name, pattern) for pattern in TRAINER_STATE):
+    if any(fnmatch(name, pattern) for pattern in (*TRAINER_STATE, f"{ORIGINAL}*")):
         return False
     if name.lower().endswith(PICKLES):
         raise refuse("pickle", f"the upload contains {name[:200]!r}; expected {WEIGHTS}")

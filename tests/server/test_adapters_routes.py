@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from adapters.errors import StoreError
-from tests.adapters.factories import AdapterFiles, lora_config, lora_tensors, safetensors, tar, tensor
+from tests.adapters.factories import MODULES, AdapterFiles, lora_config, lora_tensors, safetensors, tar, tensor
 from tests.server.harness import Exchange, World, adapter_files, as_parts, chat, ingest, said, until, upload, world
 
 ADAPTERS = "/v1/adapters"
@@ -206,7 +206,9 @@ BAD = {
     "cut": (cut(broken()), 422, "bad_safetensors"),
     "NaN": (spoiled(float("nan")), 422, "non_finite"),
     "infinite": (spoiled(float("inf")), 422, "non_finite"),
-    "rank": (broken(config=lora_config(r=32), tensors=lora_tensors(rank=32)), 422, "rank_too_large"),
+    "rank": (broken(config=lora_config(r=32)), 422, "rank_mismatch"),
+    "prompt": (broken(config=lora_config(peft_type="PROMPT_TUNING")), 422, "changes_prompt"),
+    "xlora": (broken(config=lora_config(peft_type="XLORA")), 422, "not_lora"),
     "other base": (renamed("c_attn"), 422, "unknown_module"),
     "no modules": (broken(tensors={}), 422, "no_modules"),
     "output head": (renamed("lm_head"), 422, "unsupported_module"),
@@ -226,6 +228,30 @@ def test_a_bad_upload_has_a_reason_and_leaves_the_store_alone(refusing: TestClie
     assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
     assert response.json()["error"]["message"]
     assert refusing.get(f"{ADAPTERS}/bad").status_code == 404
+
+
+IA3 = {f"base_model.model.{module}.ia3_l": tensor(np.ones((shape[0], 1))) for module, shape in MODULES.items()}
+
+
+def test_what_only_a_merge_can_serve_is_kept_but_not_served(refusing: TestClient) -> None:
+    files = broken(config=lora_config(peft_type="IA3"), tensors=IA3)
+    shown = refusing.post(ADAPTERS, data={"name": "scaled"}, files=as_parts(files))
+    assert (shown.status_code, shown.json()["state"], shown.json()["aliases"]) == (201, "merge_only", [])
+    assert shown.json()["verdict"].startswith("merge only: it scales rows or columns")
+    assert shown.json()["manifest"]["kind"] == "ia3"
+    assert shown.json()["reason"] == shown.json()["manifest"]["merge_only"]
+    moved = refusing.put(f"{ADAPTERS}/scaled/aliases/default", json={"version": 1})
+    assert moved.status_code == 409
+    body = {"model": "scaled@1", "messages": [{"role": "user", "content": "hi"}]}
+    answer = refusing.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "adapter_merge_only")
+    assert refusing.delete(f"{ADAPTERS}/scaled").json()["deleted"]
+
+
+@pytest.mark.parametrize("given", ["-0.1", "1.5", "nan", "much"])
+def test_a_max_error_that_is_no_share_is_refused(refusing: TestClient, given: str) -> None:
+    response = refusing.post(ADAPTERS, data={"name": "a", "max_error": given}, files=as_parts(broken()))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "max_error")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", "a b", "a@1", "ä", "-a", "a" * 129, "tiny"])
