@@ -6,12 +6,12 @@ at the next start. It knows no HTTP and no engine: whoever deletes a version mak
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from adapters import checksums
+from adapters import checksums, removal
 from adapters.archive import unpack
 from adapters.base import BaseModel
 from adapters.convert import convert
@@ -21,6 +21,7 @@ from adapters.manifest import Manifest
 from adapters.names import require_name
 from adapters.refusals import refuse
 from adapters.registry import Registry, Version
+from adapters.removal import agreeing, delete_unreferenced
 from adapters.store import Store
 from adapters.tags import require_tags
 from adapters.upload import PLAIN, UploadedFile, UploadLimits, UploadOptions
@@ -52,7 +53,7 @@ class Ingest:
             manifest = validate(staged, self._base, self._max_rank, verdict)
             manifest = replace(manifest, lineage=merged(manifest.lineage, options.lineage))
             self._store.prepare(staged, manifest.digest)
-            with self._agreeing():
+            with agreeing(self._store, self._registry):
                 return self._admit(name, staged, manifest, options)
 
     def directory(self, name: str, path: Path, options: UploadOptions = PLAIN) -> tuple[Version, bool]:
@@ -68,23 +69,10 @@ class Ingest:
             return self.upload(name, files, options)
 
     def forget(self, name: str, number: int, *, with_aliases: bool = False) -> None:
-        """Unregister a version and delete its files. Conflict while an alias points to it, unless those go too."""
-        with self._agreeing():
-            digest = self._registry.resolve(name, str(number)).digest
-            self._registry.remove_version(name, number, with_aliases=with_aliases)
-            self._delete_unreferenced({digest})
+        removal.forget(self._store, self._registry, name, number, with_aliases=with_aliases)
 
     def sweep(self, *, keep: Collection[str] = (), dry_run: bool = False) -> list[str]:
-        """Remove what crashed uploads and deletions left; returns what went, or would. `keep`: digests still in use."""
-        with self._agreeing():
-            look = self._store.leftovers if dry_run else self._store.sweep
-            return look(self._registry.digests().union(keep))
-
-    @contextmanager
-    def _agreeing(self) -> Iterator[None]:
-        """One at a time makes files and registry agree, of all machines that share the two."""
-        with self._registry.alone(), self._store.lock():
-            yield
+        return removal.sweep(self._store, self._registry, keep=keep, dry_run=dry_run)
 
     def _require_free(self, name: str) -> None:
         require_name(name)
@@ -104,9 +92,5 @@ class Ingest:
             )
         except BaseException:
             with suppress(StoreError):  # what cannot be deleted now is swept later; the first error is the one to hear
-                self._delete_unreferenced({manifest.digest})
+                delete_unreferenced(self._store, self._registry, manifest.digest)
             raise
-
-    def _delete_unreferenced(self, digests: set[str]) -> None:
-        for digest in digests - self._registry.digests():
-            self._store.delete(digest)

@@ -117,7 +117,7 @@ class LocalStore:
         with _as_store_error(f"read {digest}"):
             return hash_files(blob) if blob.is_dir() else {}
 
-    def mend(self, digest: str) -> list[str]:
+    def mend(self, digest: str, files: Mapping[str, str], *, dry_run: bool = False) -> list[str]:
         """Nothing: there is one copy, and no other to restore it from."""
         return []
 

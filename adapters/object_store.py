@@ -3,6 +3,7 @@
     prefix/blobs/<64 hex>/<file>   written first
     prefix/whole/<64 hex>          written last: the blob's files; without it the blob is not there
     prefix/registry                which registry this belongs to
+    prefix/parts/<uuid>            half-written, where the driver writes in place and must rename
 
 The engine reads files from a disk, so a blob is fetched once into a local store and checked against its digest. These
 copies are never evicted: the engine may read any of them again, whenever it likes. `lock` serialises the writers of
@@ -15,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +30,8 @@ from adapters.store import BLOB, blob_name, digest_files, digest_of, require_own
 
 GRACE_S = 3600.0
 """Younger files are never swept: another machine may be about to register them."""
+PUTS_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "hf"}
+"""Protocols whose objects appear whole. Anything else is taken for a file system, whose files grow."""
 OPTIONS: dict[str, dict[str, Any]] = {
     # Fail fast: the callers wait, and ask again.
     "s3": {"config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 2}}},
@@ -46,10 +50,12 @@ class ObjectStore:
         self._writers = Path(root) / "writers"
         self._fetches.mkdir(exist_ok=True)
         self._writers.touch()
-        options = OPTIONS.get(url.partition(":")[0], {})
+        protocol = url.partition(":")[0]
+        self._puts_whole, options = protocol in PUTS_WHOLE, OPTIONS.get(protocol, {})
         with self._calling("be opened"):
             self._bucket, prefix = fsspec.core.url_to_fs(self._url, use_listings_cache=False, **options)
-        self._blobs, self._whole, self._owner = (f"{prefix}/{name}" for name in ("blobs", "whole", "registry"))
+        self._blobs, self._whole, self._parts = (f"{prefix}/{name}" for name in ("blobs", "whole", "parts"))
+        self._owner = f"{prefix}/registry"
 
     @property
     def location(self) -> str:
@@ -111,13 +117,18 @@ class ObjectStore:
 
     def leftovers(self, keep: Collection[str]) -> list[str]:
         found = {f"sha256:{name}" for name in self._strangers(keep)}
-        return sorted(found.union(self._copies.leftovers(keep)))
+        parts = {f"parts/{path.rpartition('/')[2]}" for path in self._old_parts()}
+        return sorted(found.union(parts, self._copies.leftovers(keep)))
 
     def sweep(self, keep: Collection[str]) -> list[str]:
         found = {f"sha256:{name}" for name in self._strangers(keep)}
         for digest in sorted(found):
             self.delete(digest)
-        return sorted(found.union(self._copies.sweep(keep)))
+        parts = set()
+        for path in self._old_parts():
+            self._remove(path)
+            parts.add(f"parts/{path.rpartition('/')[2]}")
+        return sorted(found.union(parts, self._copies.sweep(keep)))
 
     def size_bytes(self) -> int:
         return sum(size for files in self._listing().values() for size in files.values())
@@ -130,19 +141,28 @@ class ObjectStore:
         with self._calling(f"read {digest}"):
             return {file: self._sha256(name, file) for file in sorted(self._listing(name).get(name, {}))}
 
-    def mend(self, digest: str) -> list[str]:
-        name, files, done = blob_name(digest), self.hashes(digest), []
+    def mend(self, digest: str, files: Mapping[str, str], *, dry_run: bool = False) -> list[str]:
+        name, copy = blob_name(digest), self._copies.hashes(digest)
+        wrong: list[str] = []
+        if digest_of(files) != digest and digest_of(copy) == digest:
+            wrong.append(f"the files in {self._url} are damaged or gone, the copy on this machine is whole")
+            if not dry_run:
+                self._remove(f"{self._blobs}/{name}")
+                self._send(self._copies.path(digest), name)
+                files = copy
         if digest_of(files) != digest:
-            return []
+            return wrong
         with self._calling(f"mend {digest}"):
             if self._marker(name) != files:
-                self._mark(name, files)
-                done.append("marked as whole again")
-        if self._copies.at_hand(digest) and self._copies.hashes(digest) != files:
-            self._copies.delete(digest)
-            self.path(digest)
-            done.append("the copy on this machine was damaged and is fetched anew")
-        return done
+                wrong.append(f"the files in {self._url} are whole, but not marked so")
+                if not dry_run:
+                    self._mark(name, files)
+        if copy and digest_of(copy) != digest:
+            wrong.append("the copy on this machine is damaged")
+            if not dry_run:
+                self._copies.delete(digest)
+                self.path(digest)
+        return wrong
 
     def _send(self, staged: Path, name: str) -> None:
         """What is there already, with this size, came from an earlier attempt with the same bytes."""
@@ -152,10 +172,23 @@ class ObjectStore:
             self._bucket.rm_file(f"{self._blobs}/{name}/{file}")
         for file, path in ours.items():
             if there.get(file) != path.stat().st_size:
-                self._bucket.put_file(str(path), f"{self._blobs}/{name}/{file}")
+                with self._put(f"{self._blobs}/{name}/{file}") as target:
+                    self._bucket.put_file(str(path), target)
 
     def _mark(self, name: str, files: Mapping[str, str]) -> None:
-        self._bucket.pipe_file(f"{self._whole}/{name}", json.dumps(dict(files)).encode())
+        with self._put(f"{self._whole}/{name}") as target:
+            self._bucket.pipe_file(target, json.dumps(dict(files)).encode())
+
+    @contextmanager
+    def _put(self, path: str) -> Iterator[str]:
+        """Where to write what shall appear at `path`, whole: somebody may read what is there."""
+        if self._puts_whole:
+            yield path
+            return
+        part = f"{self._parts}/{uuid.uuid4().hex}"
+        yield part
+        self._bucket.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._bucket.mv(part, path)
 
     def _marker(self, name: str) -> Mapping[str, str] | None:
         """File name → `sha256` hex of a whole blob. One that was cut off while it was written counts as none."""
@@ -208,10 +241,16 @@ class ObjectStore:
         """Blobs, whole or not, that nobody refers to and nobody can be about to register."""
         kept, listing, marked = {blob_name(digest) for digest in keep}, self._listing(), self._marked()
         with self._calling("tell the age of its files"):
-            return [name for name in sorted({*listing, *marked} - kept) if self._is_old(name, listing.get(name, {}))]
+            return [name for name in sorted({*listing, *marked} - kept) if self._is_old(*self._paths(name, listing))]
 
-    def _is_old(self, name: str, files: Collection[str]) -> bool:
-        paths = [f"{self._blobs}/{name}/{file}" for file in files] or [f"{self._whole}/{name}"]
+    def _old_parts(self) -> list[str]:
+        with self._calling("list its files"):
+            return [path for path in sorted(self._bucket.find(self._parts)) if self._is_old(path)]
+
+    def _paths(self, name: str, listing: Mapping[str, Collection[str]]) -> list[str]:
+        return [f"{self._blobs}/{name}/{file}" for file in listing.get(name, ())] or [f"{self._whole}/{name}"]
+
+    def _is_old(self, *paths: str) -> bool:
         try:
             youngest: float = max(self._bucket.modified(path).timestamp() for path in paths)
         except (NotImplementedError, FileNotFoundError):  # a driver that cannot tell, or somebody deletes it just now

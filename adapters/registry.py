@@ -5,20 +5,22 @@ Every write is one transaction. It knows digests, not files: adapters/ingest.py 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from enum import Enum
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from adapters import lineage, migrations, names, rows, schema, tag_rows
 from adapters.database import Database
 from adapters.errors import Conflict, NotFound, StoreError
+from adapters.holds import judge_all, last_move
 from adapters.manifest import Manifest
 from adapters.records import DRAINING, READY, STATES, About, Adapter, Move, Version
 from adapters.references import listed, living, pick, unknown_ref
+from adapters.retention import Judgement
 from adapters.tag_rows import OF_ADAPTER
 from adapters.tags import NO_TAGS, Changes, changed, require_tags
 from adapters.targets import Target, aliases_of, require_target
@@ -187,9 +189,7 @@ class Registry:
             if alias not in adapter.targets:
                 raise unknown_ref(adapter, alias)
             moves = rows.read_moves(connection, name, alias)
-            number, last = next(
-                ((number, move) for number, move in moves if not move.undone and move.how != "rollback"), (0, None)
-            )
+            number, last = last_move(moves) or (0, None)
             if last is None or not last.old:
                 raise Conflict(
                     f"alias {alias!r} of {name} has no earlier target on record; move it with PUT instead",
@@ -228,9 +228,22 @@ class Registry:
             version = rows.require_version(connection, name, number)
             if only_from not in (None, version.state):
                 return False
-            where = (schema.versions.c.adapter == name, schema.versions.c.number == number)
-            connection.execute(update(schema.versions).where(*where).values(state=state, reason=reason))
+            rows.set_state(connection, name, number, state, reason)
             return True
+
+    def retire(
+        self, name: str, keep: int | None, in_use: Callable[[Version], bool] = lambda _: False, *, dry_run: bool = False
+    ) -> list[Judgement]:
+        """Judge every version, and mark those that may go as draining: at once, so that no alias moves to one."""
+        with self._database.read() as connection:
+            judged = judge_all(connection, name, keep, in_use)
+        if dry_run or not any(each.goes for each in judged):
+            return judged
+        with self._writing(name) as connection:
+            judged = judge_all(connection, name, keep, in_use)
+            for each in (each.version for each in judged if each.goes):
+                rows.set_state(connection, name, each.number, DRAINING)
+            return judged
 
     def remove_version(self, name: str, number: int, *, with_aliases: bool = False) -> None:
         """Conflict while an alias points to it, unless those go too. The adapter goes with its last version."""

@@ -115,6 +115,12 @@ def read_moves(connection: Connection, name: str, alias: str) -> list[tuple[int,
     ]
 
 
+def set_state(connection: Connection, name: str, number: int, state: str, reason: str | None = None) -> None:
+    table = schema.versions
+    where = (table.c.adapter == name, table.c.number == number)
+    connection.execute(update(table).where(*where).values(state=state, reason=reason))
+
+
 def mark_undone(connection: Connection, move_id: int) -> None:
     table = schema.alias_moves
     connection.execute(update(table).where(table.c.id == move_id).values(undone=True))

@@ -70,8 +70,11 @@ class Store(Protocol):
     def hashes(self, digest: str) -> Mapping[str, str]:
         """File name → `sha256` hex of the bytes as they now are where they are kept; empty when nothing is there."""
 
-    def mend(self, digest: str) -> list[str]:
-        """Put right what can be put right out of the kept files, when they are whole; says what was done."""
+    def mend(self, digest: str, files: Mapping[str, str], *, dry_run: bool = False) -> list[str]:
+        """Put right what whole files of this blob can put right, wherever they are; says what was, or is, wrong.
+
+        `files`: its hashes, just read.
+        """
 
 
 def digest_files(directory: Path) -> tuple[str, Mapping[str, str]]:

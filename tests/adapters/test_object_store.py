@@ -20,6 +20,8 @@ from adapters.store import digest_files
 from tests.adapters.factories import AdapterFiles, lora_tensors
 from tests.adapters.test_store import CONTENT, damage, fill, publish
 
+DAMAGED_COPY = "the copy on this machine is damaged"
+
 
 @pytest.fixture
 def url(s3: Callable[[], str]) -> str:
@@ -118,7 +120,7 @@ def test_a_killed_upload_is_taken_up_by_the_next_one(here: ObjectStore, url: str
     put(f"{url}/blobs/{name}/other", b"of an older release")
     assert publish(here)[0] == digest
     assert here.hashes(digest).keys() == CONTENT.keys()
-    assert here.mend(digest) == []
+    assert here.mend(digest, here.hashes(digest)) == []
 
 
 def test_young_files_are_not_swept(url: str, tmp_path: Path) -> None:
@@ -135,11 +137,35 @@ def test_young_files_are_not_swept(url: str, tmp_path: Path) -> None:
     assert digest_files(store.path(digest))[0] == digest
 
 
+def test_a_half_written_part_is_swept(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/bucket"
+    store = ObjectStore(url, tmp_path / "here", grace_s=0)
+    digest, _ = publish(store)
+    put(f"{url}/parts/1", b"half")
+    assert ObjectStore(url, tmp_path / "here").leftovers({digest}) == []
+    assert store.leftovers({digest}) == store.sweep({digest}) == ["parts/1"]
+    assert store.leftovers({digest}) == []
+    assert digest_files(store.path(digest))[0] == digest
+
+
 def test_a_damaged_copy_is_fetched_anew(here: ObjectStore) -> None:
     digest, path = publish(here)
     (path / "two.bin").write_bytes(b"\x00\x02")
-    assert here.mend(digest) == ["the copy on this machine was damaged and is fetched anew"]
+    assert here.mend(digest, here.hashes(digest), dry_run=True) == [DAMAGED_COPY]
+    assert here.mend(digest, here.hashes(digest)) == [DAMAGED_COPY]
+    assert here.mend(digest, here.hashes(digest)) == []
     assert digest_files(here.path(digest))[0] == digest
+
+
+def test_a_damaged_blob_is_sent_anew_from_a_whole_copy(here: ObjectStore, elsewhere: ObjectStore, url: str) -> None:
+    digest, _ = publish(here)
+    damage(here, digest)
+    here.mend(digest, here.hashes(digest), dry_run=True)
+    assert elsewhere.mend(digest, elsewhere.hashes(digest)) == []
+    assert here.mend(digest, here.hashes(digest)) == [
+        f"the files in {url} are damaged or gone, the copy on this machine is whole"
+    ]
+    assert digest_files(elsewhere.path(digest))[0] == digest
 
 
 def test_files_that_were_copied_into_the_bucket_become_a_blob(here: ObjectStore, url: str, tmp_path: Path) -> None:
@@ -148,7 +174,7 @@ def test_files_that_were_copied_into_the_bucket_become_a_blob(here: ObjectStore,
     digest = fill(tmp_path / "old")
     for name, content in CONTENT.items():
         put(f"{url}/blobs/{digest.removeprefix('sha256:')}/{name}", content)
-    assert here.mend(digest) == ["marked as whole again"]
+    assert here.mend(digest, here.hashes(digest)) == [f"the files in {url} are whole, but not marked so"]
     assert digest_files(here.path(digest))[0] == digest
 
 

@@ -144,7 +144,7 @@ def test_what_is_published_is_there_for_whoever_opens_the_store_next(open_store:
     assert again.digests() == [digest]
     assert again.at_hand(digest) == again.path(digest) == path
     assert again.hashes(digest) == digest_files(path)[1]
-    assert again.mend(digest) == []
+    assert again.mend(digest, again.hashes(digest)) == []
 
 
 def test_preparing_makes_nothing_visible_and_publishing_needs_none(store: Store) -> None:
@@ -166,7 +166,7 @@ def test_deleting_what_was_only_prepared_takes_it(store: Store) -> None:
         store.delete(digest)
         store.publish(staged, digest)
     assert store.size_bytes() == 4
-    assert store.mend(digest) == []
+    assert store.mend(digest, store.hashes(digest)) == []
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:../../etc", "md5:" + "0" * 64, "sha256:" + "A" * 64])

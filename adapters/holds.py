@@ -1,0 +1,60 @@
+"""What holds versions of an adapter beside its aliases, read from the rows, and the judgement that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from adapters import rows, schema
+from adapters.records import Adapter, Move, Version
+from adapters.retention import Holds, Judgement, judge
+
+
+def judge_all(
+    connection: Connection, name: str, keep: int | None, in_use: Callable[[Version], bool]
+) -> list[Judgement]:
+    """Every version of the adapter, oldest first. See `adapters.retention.judge`."""
+    adapter = rows.read_adapter(connection, name)
+    holds = Holds(
+        frozenset(_shadows(connection, adapter.name)),
+        frozenset(_ways_back(connection, adapter)),
+        frozenset(_named_by_jobs(connection)),
+    )
+    return judge(adapter, keep, holds, in_use)
+
+
+def last_move(moves: Sequence[tuple[int, Move]]) -> tuple[int, Move] | None:
+    """The one that a rollback would take back. `moves`: with their row numbers, the latest first."""
+    return next((each for each in moves if not each[1].undone and each[1].how != "rollback"), None)
+
+
+def _shadows(connection: Connection, name: str) -> list[int]:
+    table = schema.alias_shadows
+    return list(connection.scalars(select(table.c.number).where(table.c.adapter == name)))
+
+
+def _ways_back(connection: Connection, adapter: Adapter) -> Iterator[int]:
+    for alias in adapter.targets:
+        last = last_move(rows.read_moves(connection, adapter.name, alias))
+        if last is not None:
+            yield from last[1].old
+
+
+def _named_by_jobs(connection: Connection) -> Iterator[str]:
+    """Every word that a job which has not ended was given or has found: a name among them is a hold."""
+    table = schema.jobs
+    query = select(table.c.params, table.c.progress, table.c.result).where(table.c.ended_at.is_(None))
+    for row in connection.execute(query):
+        yield from _words(list(row))
+
+
+def _words(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _words(list(value.values()))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _words(each)
