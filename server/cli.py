@@ -91,7 +91,7 @@ def train(argv: list[str]) -> int:
 
 
 def adapters(argv: list[str]) -> int:
-    from server.adapters_cli import main as adapters_main
+    from server.adapters_cli.command import main as adapters_main
 
     return adapters_main(argv)
 

@@ -1,0 +1,1 @@
+"""`loraplex adapters`: what can be done with adapters from the command line."""

@@ -1,0 +1,95 @@
+"""`loraplex adapters`: its words and flags, and what they lead to.
+
+Tables for people; `--json` prints the server's answer instead. Exit codes: 0 done · 1 refused or not reachable ·
+2 wrongly called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from adapters.errors import AdapterError
+from adapters.names import DEFAULT
+from adapters.remote import Remote
+from server.adapters_cli import verbs as do
+
+SERVER = "http://127.0.0.1:8000"
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    run: Callable[[Remote, argparse.Namespace, Console], dict[str, Any]] = arguments.run
+    console = Console(quiet=arguments.json)
+    try:
+        with Remote(arguments.server, arguments.api_key) as remote:
+            answer = run(remote, arguments, console)
+    except AdapterError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(error.message)} ({error.code})", soft_wrap=True)
+        return 1
+    if arguments.json:
+        Console(soft_wrap=True, highlight=False, markup=False).print(json.dumps(answer, indent=2))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--server",
+        default=os.environ.get("LORAPLEX_SERVER", SERVER),
+        help=f"its URL (default: LORAPLEX_SERVER, or {SERVER})",
+    )
+    common.add_argument("--api-key", default=os.environ.get("LORAPLEX_API_KEY"), help="default: LORAPLEX_API_KEY")
+    common.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+    parser = argparse.ArgumentParser(prog="loraplex adapters", description="The adapters of a running server.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[..., dict[str, Any]]) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, parents=[common], help=run.__doc__, description=run.__doc__)
+        made.set_defaults(run=run)
+        return made
+
+    pushing = verb("push", do.push)
+    pushing.add_argument("path", type=Path)
+    pushing.add_argument("--name", required=True)
+    pushing.add_argument("--description")
+    pushing.add_argument(
+        "--max-error",
+        type=float,
+        default=0.0,
+        help="accept that this share of what it changes is lost where it must be converted (default: 0)",
+    )
+    pushing.add_argument("--no-promote", action="store_true", help=f"leave the alias {DEFAULT} where it is")
+    verb("list", do.list_adapters)
+    verb("show", do.show).add_argument("name", help="name, name@3, name@alias or name@sha256:…")
+    promoting = verb("promote", do.promote)
+    promoting.add_argument("name")
+    promoting.add_argument("version", type=int)
+    splitting = verb("split", do.split)
+    splitting.add_argument("name")
+    splitting.add_argument("share", nargs="+", type=_share, metavar="VERSION=WEIGHT")
+    rolling = verb("rollback", do.rollback)
+    rolling.add_argument("name")
+    for each in (promoting, splitting, rolling):
+        each.add_argument("--alias", default=DEFAULT, help=f"default: {DEFAULT}")
+    removing = verb("rm", do.remove)
+    removing.add_argument("name", help="name, or name@3 for one version")
+    removing.add_argument(
+        "--wait-s", type=float, default=30, help="how long to wait for running requests (default: 30)"
+    )
+    return parser
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, weight = text.partition("=")
+    if not (number.isdecimal() and weight.isdecimal()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected VERSION=WEIGHT, for example 3=90")
+    return int(number), int(weight)

@@ -1,0 +1,116 @@
+"""One function a verb: calls the adapters' API, prints for people, returns what `--json` prints. Knows no HTTP."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.table import Table
+
+from adapters.names import DEFAULT
+from adapters.remote import Remote
+from server.adapters_cli import tables
+
+
+def push(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Upload a PEFT directory or an archive of one."""
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
+    )
+
+    def opener(path: Path) -> IO[bytes]:
+        return progress.open(path, "rb", description=path.name)
+
+    with progress:
+        version = remote.upload(
+            arguments.path,
+            arguments.name,
+            description=arguments.description,
+            promote=not arguments.no_promote,
+            max_error=arguments.max_error,
+            opener=opener,
+        )
+    known = "" if version["created"] else ", which it was already: the same files"
+    console.print(f"[bold]{version['name']}@{version['version']}[/]{known}", highlight=False)
+    tables.print_version(version, console)
+    return version
+
+
+def list_adapters(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Every adapter, a row each."""
+    found = list(remote.adapters())
+    table = Table("adapter", "default", "aliases", "versions", "resident", "made", "description", box=None)
+    for adapter in found:
+        targets = tables.targets_of(adapter)
+        default = targets.pop(DEFAULT, "-")
+        table.add_row(
+            escape(adapter["name"]),
+            default,
+            ", ".join(f"{alias}→{target}" for alias, target in targets.items()),
+            tables.count_states(adapter["versions"]),
+            str(sum(version["resident"] for version in adapter["versions"])),
+            tables.day(adapter["created_at"]),
+            escape((adapter["description"] or "").splitlines()[0][:60] if adapter["description"] else ""),
+        )
+    if found:
+        console.print(table)
+    else:
+        console.print(f"no adapters on {remote.server}; push one with `loraplex adapters push DIRECTORY --name NAME`")
+    return {"data": found}
+
+
+def show(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """An adapter with its versions and the moves of its default alias; with `name@ref`, one version."""
+    name, _, ref = arguments.name.partition("@")
+    if ref:
+        version = remote.version(name, ref)
+        console.print(f"[bold]{version['name']}@{version['version']}[/]", highlight=False)
+        tables.print_version(version, console)
+        return version
+    adapter = remote.adapter(name)
+    console.print(f"[bold]{escape(name)}[/] {escape(adapter['description'] or '')}", highlight=False)
+    table = Table("version", "status", "aliases", "leases", "waiting", "made", "digest", box=None)
+    for version in adapter["versions"]:
+        reason = f": {version['reason']}" if version["reason"] else ""
+        table.add_row(
+            str(version["version"]),
+            escape(version["status"] + reason),
+            ", ".join(version["aliases"]),
+            str(version["leases"] or ""),
+            str(version["waiting"] or ""),
+            tables.day(version["created_at"]),
+            version["digest"].removeprefix("sha256:")[:12],
+        )
+    console.print(table)
+    moves = [f"  {tables.time(move['at'])}  {tables.move(move)}" for move in remote.alias(name, DEFAULT)["moves"][:8]]
+    console.print(f"moves of the alias {DEFAULT}, the latest first:\n" + escape("\n".join(moves)), highlight=False)
+    return adapter
+
+
+def promote(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Move an alias to a version."""
+    return tables.print_aliases(remote.set_alias(arguments.name, arguments.alias, {arguments.version: 1}), console)
+
+
+def split(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Share the traffic of an alias among versions, by weight: `3=90 4=10`. A user always gets the same one."""
+    return tables.print_aliases(remote.set_alias(arguments.name, arguments.alias, dict(arguments.share)), console)
+
+
+def rollback(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Take back the last move of an alias."""
+    return tables.print_aliases(remote.rollback(arguments.name, arguments.alias), console)
+
+
+def remove(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Delete an adapter, or with `name@3` a version; running requests finish first."""
+    name, _, ref = arguments.name.partition("@")
+    number = remote.version(name, ref)["version"] if ref else None
+    answer = remote.delete(name, number, arguments.wait_s)
+    done = "deleted" if answer["deleted"] else "still draining, and will be deleted:"
+    console.print(f"{done} {', '.join(answer['versions'])}", highlight=False)
+    return answer
