@@ -89,6 +89,7 @@ class Ingest:
                 promote=options.promote,
                 by=options.by,
                 tags=options.tags,
+                probe=options.probe,
             )
         except BaseException:
             with suppress(StoreError):  # what cannot be deleted now is swept later; the first error is the one to hear

@@ -11,8 +11,9 @@ from adapters.manifest import Manifest
 from adapters.tags import Tags
 from adapters.targets import Target, aliases_of, main_version
 
-READY, MERGE_ONLY, DRAINING, QUARANTINED, FAILED = "ready", "merge_only", "draining", "quarantined", "failed"
-STATES = (READY, MERGE_ONLY, DRAINING, QUARANTINED, FAILED)
+CHECKING, READY, MERGE_ONLY = "checking", "ready", "merge_only"
+DRAINING, QUARANTINED, FAILED = "draining", "quarantined", "failed"
+STATES = (CHECKING, READY, MERGE_ONLY, DRAINING, QUARANTINED, FAILED)
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,16 @@ class Version:
     number: int
     digest: str
     state: str
-    """`ready`, `merge_only` (no engine can swap it), `draining` (being deleted), `quarantined` (produced garbage) or
-    `failed` (would not load)."""
+    """`checking` (the engine has not tried it yet), `ready`, `merge_only` (no engine can swap it), `draining` (being
+    deleted), `quarantined` (produced garbage) or `failed` (the engine did not take it, or its files are damaged)."""
     reason: str | None
     """Why it is in this state, for a person."""
     created_at: datetime
     manifest: Manifest
     probe: Mapping[str, Any] | None = None
-    """What the engine answered with it, compared with the base; None before it was tried."""
+    """What the engine answered with it, compared with the base; None where it was never tried."""
+    pending: Mapping[str, Any] | None = None
+    """While it is checked: what is to be done when it passes, and how often it was tried."""
 
     @property
     def ref(self) -> str:

@@ -50,6 +50,7 @@ REFUSALS: Mapping[str, str] = {
     "rank_too_large": "Or train with a smaller r, or start the server with a larger max_lora_rank.",
     "non_finite": "Training diverged or the file is damaged; use an earlier checkpoint.",
     "bad_scaling": "Correct lora_alpha and r.",
+    "probe_failed": "The engine tried it before it could serve; check that training did not diverge.",
     "adds_tokens": "The base's tokenizer is what is served; train without adding tokens.",
     "other_tokenizer": "The base's tokenizer is what is served, and this one numbers its tokens differently.",
 }

@@ -5,20 +5,21 @@ Every write is one transaction. It knows digests, not files: adapters/ingest.py 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from enum import Enum
+from typing import Any
 
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from adapters import lineage, migrations, names, rows, schema, tag_rows
+from adapters import checking, lineage, migrations, names, rows, schema, tag_rows
 from adapters.database import Database
 from adapters.errors import Conflict, NotFound, StoreError
 from adapters.holds import judge_all, last_move
 from adapters.manifest import Manifest
-from adapters.records import DRAINING, READY, STATES, About, Adapter, Move, Version
+from adapters.records import CHECKING, DRAINING, FAILED, READY, STATES, About, Adapter, Move, Version
 from adapters.references import listed, living, pick, unknown_ref
 from adapters.retention import Judgement
 from adapters.tag_rows import OF_ADAPTER
@@ -73,18 +74,29 @@ class Registry:
         promote: bool = True,
         by: str | None = None,
         tags: Changes = NO_TAGS,
+        probe: bool = False,
     ) -> tuple[Version, bool]:
-        """The version, and whether it is new: the same bytes under the same name are the same version."""
+        """The version, and whether it is new: the same bytes under the same name are the same version.
+
+        `probe`: it stays in `checking`, and no alias moves, until `admit`.
+        """
         names.require_name(name)
         names.require_description(description)
         require_tags(tags)
         try:
-            return self._add_version(name, manifest, description, promote, by, tags)
+            return self._add_version(name, manifest, description, promote, by, tags, probe)
         except IntegrityError:  # another process registered the same new name first
-            return self._add_version(name, manifest, description, promote, by, tags)
+            return self._add_version(name, manifest, description, promote, by, tags, probe)
 
     def _add_version(
-        self, name: str, manifest: Manifest, description: str | None, promote: bool, by: str | None, tags: Changes
+        self,
+        name: str,
+        manifest: Manifest,
+        description: str | None,
+        promote: bool,
+        by: str | None,
+        tags: Changes,
+        probe: bool,
     ) -> tuple[Version, bool]:
         with self._database.write() as connection:
             last = rows.open_adapter(connection, name, description)
@@ -95,11 +107,39 @@ class Registry:
                 _learn(connection, known, manifest)
             _tag(connection, name, number, tags)
             version = rows.require_version(connection, name, number)
-            if version.state == READY and (
-                promote or not _has_default(rows.read_meant(connection, name, names.DEFAULT))
-            ):
+            promote = promote or not _has_default(rows.read_meant(connection, name, names.DEFAULT))
+            if version.state == CHECKING or (probe and (version.state == FAILED or _is_new(known, version))):
+                checking.begin(connection, version, promote=promote, by=by)
+                version = rows.require_version(connection, name, number)
+            elif version.state == READY and promote:
                 rows.move(connection, name, names.DEFAULT, {number: 1}, "upload", by=by)
             return version, known is None
+
+    def checking(self) -> list[Version]:
+        """What the engine has to try before it may serve."""
+        with self._database.read() as connection:
+            return rows.read_state(connection, CHECKING)
+
+    def count_attempt(self, version: Version, change: int = 1) -> int:
+        """How often the engine has tried it, the time that begins now included."""
+        with self._writing(version.adapter) as connection:
+            return checking.count_attempt(
+                connection, rows.require_version(connection, version.adapter, version.number), change
+            )
+
+    def admit(self, version: Version, findings: Mapping[str, Any]) -> bool:
+        """It passed: `ready` from now on, and what its upload asked for happens. Whether it was still in `checking`."""
+        with self._writing(version.adapter) as connection:
+            return checking.admit(
+                connection, rows.require_version(connection, version.adapter, version.number), findings
+            )
+
+    def reject(self, version: Version, reason: str) -> bool:
+        """It did not pass: `failed`. Whether it was still in `checking`."""
+        with self._writing(version.adapter) as connection:
+            return checking.reject(
+                connection, rows.require_version(connection, version.adapter, version.number), reason
+            )
 
     def adapters(self, *, after: str = "", limit: int | None = None) -> list[Adapter]:
         """In the order of their names: those behind `after`, at most `limit`."""
@@ -283,6 +323,10 @@ def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
             f"{states.get(number, 'deleted')}; move it with PUT to one that is ready: {listed(ready)}",
             code="rollback_target_gone",
         )
+
+
+def _is_new(known: Version | None, version: Version) -> bool:
+    return known is None and version.state == READY
 
 
 def _learn(connection: Connection, known: Version, manifest: Manifest) -> None:

@@ -75,7 +75,8 @@ versions = Table(
     Column("reason", Text),
     Column("created_at", UtcDateTime, nullable=False),
     Column("manifest", JSON, nullable=False),
-    Column("probe", JSON),
+    Column("probe", JSON(none_as_null=True)),
+    Column("pending", JSON(none_as_null=True)),
     # Of the manifest, where lists can look for them.
     Column("kind", String(32)),
     Column("base", String(256)),

@@ -71,6 +71,8 @@ class UploadOptions:
     """What may be lost of its change of the weights where it becomes a LoRA of the rank that is served."""
     by: str | None = None
     """The id of the API key that uploads."""
+    probe: bool = False
+    """Whether an engine is there to try it before it may serve."""
     tags: Tags = field(default_factory=dict)
     """Of the version."""
     lineage: Lineage = field(default_factory=dict)

@@ -14,6 +14,7 @@ from adapters.registry import Registry
 from adapters.storage import open_store
 from adapters.upload import UploadLimits
 from server import problems
+from server.admission import Admission
 from server.base import find_base, weights_of
 from server.engine import vllm_args
 from server.engine.fake import FakeEngine
@@ -27,6 +28,7 @@ from server.generate import Generator
 from server.keys import load_keys
 from server.lifecycle import Lifecycle
 from server.logs import Edge
+from server.probe import Probe
 from server.residency import Residency
 from server.resolve import Resolver
 from server.routes import adapters, aliases, generation, health, models, operations, versions
@@ -69,8 +71,22 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     fetches = Fetches(store)
     turns = line_up(settings)
     generator = Generator(pool, resolver, fetches, turns, residency, lifecycle, telemetry, settings.max_request_bytes)
+    probe = Probe(pool, turns, residency) if settings.probe_uploads else None
+    admission = Admission(registry, ingest, fetches, probe)
     return Services(
-        settings, base, registry, store, fetches, ingest, pool, turns, residency, lifecycle, generator, telemetry
+        settings,
+        base,
+        registry,
+        store,
+        fetches,
+        ingest,
+        admission,
+        pool,
+        turns,
+        residency,
+        lifecycle,
+        generator,
+        telemetry,
     )
 
 
@@ -112,9 +128,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services.ingest.sweep()
     services.pool.open()
     await services.lifecycle.resume()
+    await services.admission.resume()
     try:
         yield
     finally:
+        await services.admission.close()
         await services.lifecycle.close()
         services.fetches.close()
         await services.pool.close()

@@ -11,6 +11,7 @@ from adapters.base import BaseModel
 from adapters.ingest import Ingest
 from adapters.registry import Registry
 from adapters.store import Store
+from server.admission import Admission
 from server.engine.pool import EnginePool
 from server.fairness import Turns
 from server.fetches import Fetches
@@ -29,6 +30,7 @@ class Services:
     store: Store
     fetches: Fetches
     ingest: Ingest
+    admission: Admission
     pool: EnginePool
     turns: Turns
     residency: Residency

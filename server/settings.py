@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     """Largest upload, counted on the wire and again while unpacking."""
     max_upload_files: int = Field(default=256, ge=1)
     """Most files in one upload."""
+    probe_uploads: bool = True
+    """Whether the engine tries an adapter before it may serve: it must load and give finite log-probabilities, and how
+    much it changes them is kept with the version."""
     max_request_bytes: int = Field(default=16 << 20, ge=1)
     """Largest JSON body of a request."""
 

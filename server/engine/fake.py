@@ -1,24 +1,29 @@
 """An engine without a model, beside the real one: same contract, answers at once, keeps count of what it was asked.
 
 It echoes the prompt, prefixed with who answers, one word a token. Like the real engine it holds adapters by id,
-refuses unreadable ones, and *dies* when a generation names an adapter it does not hold.
+refuses unreadable ones, and *dies* when a generation names an adapter it does not hold. Every word of a prompt has the
+log-probability -1, with an adapter whose weights are not all zero -1.5.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client.metrics_core import Metric
+from safetensors.numpy import load_file
 
 from server import problems
 from server.engine.protocol import AdapterHandle, Answer, EngineInfo, Generation, Stats
 from server.errors import BadRequest, EngineUnavailable
+
+Fault = Literal["refused", "nan", "death"]
 
 
 class FakeEngine:
@@ -33,6 +38,8 @@ class FakeEngine:
         self.running = 0
         self.aborted = 0
         self.loads: list[str] = []
+        self.fault: Callable[[AdapterHandle], Fault | None] = lambda handle: None
+        """What goes wrong with an adapter, for tests."""
         self.dead = True
 
     @property
@@ -60,6 +67,8 @@ class FakeEngine:
         self.loads.append(handle.name)
         if not (Path(handle.path) / "adapter_config.json").exists():
             raise ValueError(f"Loading lora {handle.name} failed: No adapter found for {handle.path}")
+        if self.fault(handle) == "refused":
+            raise ValueError(f"Loading lora {handle.name} failed: a reason")
         if len(self._held) >= self._capacity:
             self._held.pop(
                 next(iter(self._held))
@@ -86,7 +95,7 @@ class FakeEngine:
                 yield Answer(stats, events=self._stream(generation, words, stats))
             else:
                 text = " ".join([word async for word in self._decode(generation, words, stats)])
-                yield Answer(stats, 200, _whole(generation, text, stats))
+                yield Answer(stats, 200, _whole(generation, text, stats) | self._read_prompts(generation, text))
             finished = stats.generated_tokens == len(words)
         finally:
             self.running -= 1
@@ -94,6 +103,19 @@ class FakeEngine:
 
     def metrics(self) -> Iterable[Metric]:
         return ()
+
+    def _read_prompts(self, generation: Generation, text: str) -> dict[str, Any]:
+        """With `prompt_logprobs`, a choice for each prompt, as the real engine gives them."""
+        prompts, adapter = generation.body.get("prompt"), generation.adapter
+        if "prompt_logprobs" not in generation.body or not isinstance(prompts, list):
+            return {}
+        fault = self.fault(adapter) if adapter else None
+        if fault == "death":
+            self.dead = True
+            raise EngineUnavailable("the engine died; it is being rebuilt, try again shortly")
+        value = math.nan if fault == "nan" else -1.5 if adapter and _changes(adapter) else -1.0
+        read = [[None, *({"1": {"logprob": value}} for _ in prompt.split()[1:])] for prompt in prompts]
+        return {"choices": [{"index": n, "text": text, "prompt_logprobs": each} for n, each in enumerate(read)]}
 
     def _words(self, generation: Generation) -> list[str]:
         adapter = generation.adapter
@@ -126,6 +148,11 @@ class FakeEngine:
         except EngineUnavailable as error:
             yield problems.event(503, error.message, code=error.code)
         yield "data: [DONE]\n\n"
+
+
+def _changes(adapter: AdapterHandle) -> bool:
+    tensors = load_file(Path(adapter.path) / "adapter_model.safetensors")
+    return any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
 
 
 def _prompt(generation: Generation) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from adapters.records import CHECKING
 from adapters.registry import Keep
 from adapters.upload import UploadLimits
 from server import uploads
@@ -38,10 +39,10 @@ async def upload(request: Request, wired: Wired, response: Response, caller: Pub
     limits = UploadLimits(wired.settings.max_upload_bytes, wired.settings.max_upload_files)
     async with uploads.receive(request, limits) as received:
         fields = read_fields(received.fields)
-        version, created = await asyncio.to_thread(
-            wired.ingest.upload, fields.name, received.files, fields.options(by=caller.id)
-        )
-    if not created:
+        version, created = await wired.admission.upload(fields.name, received.files, fields.options(by=caller.id))
+    if version.state == CHECKING:
+        response.status_code = 202
+    elif not created:
         response.status_code = 200
     response.headers["location"] = f"/v1/adapters/{version.adapter}/versions/{version.number}"
     return await shown_version(wired, version) | {"created": created}

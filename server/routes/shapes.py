@@ -48,6 +48,7 @@ async def shown_version(wired: Services, version: Version) -> dict[str, Any]:
     about = await asyncio.to_thread(wired.registry.about, version)
     return version_json(version, about.aliases, about.tags, moment_of(wired)) | {
         "verdict": version.manifest.verdict,
+        "probe": version.probe,
         "manifest": version.manifest.to_json(),
         "parents": [{"parent": parent, "href": _href(found)} for parent, found in about.parents.items()],
     }

@@ -68,7 +68,9 @@ class World:
 
 
 def world(base: Path, data_dir: Path, *, token_s: float = 0.0, load_s: float = 0.0, **changes: Any) -> World:
-    return World(Settings(**{"model": str(base), "data_dir": data_dir, **changes}), token_s, load_s)
+    """Adapters are not tried before they serve, or every test would begin with them loaded."""
+    chosen = {"model": str(base), "data_dir": data_dir, "probe_uploads": False, **changes}
+    return World(Settings(**chosen), token_s, load_s)
 
 
 def adapter_files(seed: int = 0) -> AdapterFiles:

@@ -12,6 +12,7 @@ down_revision = "2"
 def upgrade() -> None:
     op.add_column("adapters", sa.Column("revision", sa.Integer, nullable=False, server_default="0"))
     op.add_column("adapter_versions", sa.Column("probe", sa.JSON))
+    op.add_column("adapter_versions", sa.Column("pending", sa.JSON))
     _fill_in_what_lists_look_for()
     op.create_table(
         "adapter_tags",
