@@ -22,10 +22,16 @@ def print_version(version: dict[str, Any], console: Console) -> None:
         "changes": f"{manifest['module_count']} modules: {', '.join(manifest['target_modules'])}",
         "size": f"{manifest['parameter_count']:,} parameters, {size(manifest['size_bytes'])}",
     }
+    if probe := version.get("probe"):
+        facts["effect"] = (
+            f"|Δ log-probability| {probe['mean_change']:.2g} on average, {probe['largest_change']:.2g} at most, "
+            f"over {probe['tokens']} tokens"
+        )
     facts |= {f"score {name}": f"{value:g}" for name, value in manifest["scores"].items()}
     for name, value in facts.items():
         console.print(f"  {name:10} {escape(value)}", highlight=False, soft_wrap=True)
-    for warning in manifest["warnings"]:
+    found = (version.get("probe") or {}).get("warning")
+    for warning in [*manifest["warnings"], *([found] if found else [])]:
         console.print(f"  [yellow]warning[/]    {escape(warning)}", highlight=False, soft_wrap=True)
 
 

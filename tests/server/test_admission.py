@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from adapters.errors import InvalidAdapter, NotFound
 from adapters.records import Version
 from adapters.upload import UploadOptions
+from server.adapters_cli.tables import print_version
 from server.engine.fake import FakeEngine, Fault
 from server.engine.protocol import AdapterHandle
 from server.errors import AdapterUnavailable
@@ -200,3 +203,19 @@ def test_over_http(probing: World) -> None:
         refused = client.post("/v1/adapters", data={"name": "bad"}, files=as_parts(adapter_files(1).files()))
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "probe_failed")
         assert client.get("/v1/adapters/bad").status_code == 404
+
+
+def test_the_command_line_shows_what_was_found(probing: World) -> None:
+    with probing.client() as client:
+        for name, files in (("strong", adapter_files()), ("idle", zeros())):
+            client.post("/v1/adapters", data={"name": name}, files=as_parts(files.files()))
+        said = {name: printed(client.get(f"/v1/adapters/{name}/versions/1").json()) for name in ("strong", "idle")}
+    assert "|Δ log-probability| 0.5 on average, 0.5 at most" in said["strong"]
+    assert "it answers as the base does" not in said["strong"]
+    assert "it answers as the base does" in said["idle"]
+
+
+def printed(version: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_version(version, console)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
