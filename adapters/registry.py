@@ -53,6 +53,11 @@ class Registry:
             ) from error
 
     @property
+    def database(self) -> Database:
+        """For what lives in the same database."""
+        return self._database
+
+    @property
     def identity(self) -> str:
         """32 hex digits made with the database: the same for every process that opens it."""
         with self._database.read() as connection:

@@ -141,13 +141,17 @@ jobs = Table(
     Column("kind", String(32), nullable=False),
     Column("state", String(16), nullable=False),
     Column("params", JSON, nullable=False),
-    Column("progress", JSON),
+    Column("progress", JSON, nullable=False),
     Column("result", JSON),
     Column("error", JSON),
     Column("created_by", String(128)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
+    Column("worker", String(128)),
+    Column("beat_at", UtcDateTime),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("cancel_requested", Boolean, nullable=False, default=False),
     Index("ix_jobs_state", "state"),
 )
 

@@ -37,13 +37,17 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(32), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("params", sa.JSON, nullable=False),
-        sa.Column("progress", sa.JSON),
+        sa.Column("progress", sa.JSON, nullable=False),
         sa.Column("result", sa.JSON),
         sa.Column("error", sa.JSON),
         sa.Column("created_by", sa.String(128)),
         sa.Column("created_at", sa.DateTime, nullable=False),
         sa.Column("started_at", sa.DateTime),
         sa.Column("ended_at", sa.DateTime),
+        sa.Column("worker", sa.String(128)),
+        sa.Column("beat_at", sa.DateTime),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("cancel_requested", sa.Boolean, nullable=False),
     )
     op.create_index("ix_jobs_state", "jobs", ["state"])
     op.create_table(

@@ -1,0 +1,226 @@
+"""Durable jobs: a queue in the registry's database that any number of processes may work on.
+
+    queued ── claim ──> running ── finish ──> succeeded
+       │  <── recover ─────┤ └───── fail ───> failed
+       └────── cancel ─────┴── cancelled ───> cancelled
+
+A worker claims a job, beats while it works, and ends it. When the beats stop, `recover` gives the job to somebody else,
+and what the first worker says afterwards is refused: every one of its writes asks whether the job is still its own.
+It does not know what the kinds of jobs do.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+
+from adapters import schema
+from adapters.database import Database
+from adapters.errors import Conflict, JobLost, NotFound
+from adapters.job_records import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, STATES, SUCCEEDED, Job, JobEvent
+
+__all__ = ["Job", "JobEvent", "Jobs"]
+
+KEPT = 1000
+"""Ended jobs; older ones are forgotten, with their events."""
+EVENTS_KEPT = 200
+"""Of a job; the oldest go first."""
+MESSAGE_CHARACTERS = 2000
+MAX_ATTEMPTS = 5
+"""A job whose worker died so often is what kills them."""
+
+_jobs, _events = schema.jobs, schema.job_events
+
+
+class Jobs:
+    """Safe to share between threads; several processes may open the same database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, kind: str, params: Mapping[str, Any], *, by: str | None = None) -> Job:
+        job_id, values = _new_id(), {"kind": kind, "state": QUEUED, "params": dict(params), "created_by": by}
+        with self._database.write() as connection:
+            connection.execute(insert(_jobs).values(id=job_id, **values, progress={}, created_at=_now()))
+            return _read(connection, job_id)
+
+    def job(self, job_id: str) -> Job:
+        with self._database.read() as connection:
+            return _read(connection, job_id)
+
+    def jobs(self, *, after: str = "", limit: int | None = None, state: str | None = None) -> list[Job]:
+        """The newest first, those older than `after`."""
+        query = select(_jobs).order_by(_jobs.c.id.desc()).limit(limit)
+        query = query.where(_jobs.c.id < after) if after else query
+        query = query.where(_jobs.c.state == state) if state else query
+        with self._database.read() as connection:
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+    def count(self, state: str, kinds: Collection[str]) -> int:
+        query = select(func.count()).select_from(_jobs).where(_jobs.c.state == state, _jobs.c.kind.in_(kinds))
+        with self._database.read() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = EVENTS_KEPT) -> list[JobEvent]:
+        """The oldest first, those behind the event `after`."""
+        query = select(_events).where(_events.c.job == job_id, _events.c.id > after).order_by(_events.c.id).limit(limit)
+        with self._database.read() as connection:
+            _read(connection, job_id)
+            return [JobEvent(**row) for row in connection.execute(query).mappings()]
+
+    def claim(self, kinds: Collection[str], worker: str) -> Job | None:
+        """The oldest queued job of these kinds, now this worker's; none where there is none."""
+        queued = (_jobs.c.state == QUEUED, _jobs.c.kind.in_(kinds))
+        oldest = select(_jobs.c.id).where(*queued).order_by(_jobs.c.id).limit(1)
+        with self._database.read() as connection:
+            if connection.scalar(oldest) is None:  # nobody takes the write lock to look at an empty queue
+                return None
+        with self._database.write() as connection:
+            while (job_id := connection.scalar(oldest)) is not None:
+                now = _now()
+                mine = {"state": RUNNING, "worker": worker, "started_at": now, "beat_at": now, "progress": {}}
+                # Guarded by the state: of two workers that saw the same job, one finds it changed.
+                claiming = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == QUEUED)
+                if connection.execute(claiming.values(**mine, attempts=_jobs.c.attempts + 1)).rowcount:
+                    return _read(connection, job_id)
+        return None
+
+    def beat(self, job_id: str, worker: str, progress: Mapping[str, Any]) -> bool:
+        """Say that the work goes on, and how far it is. Whether somebody asked to cancel it. Raises JobLost."""
+        with self._database.write() as connection:
+            _change(connection, job_id, worker, beat_at=_now(), progress=dict(progress))
+            return _read(connection, job_id).cancel_requested
+
+    def event(self, job_id: str, message: str, *, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
+        with self._database.write() as connection:
+            _append(connection, job_id, message, level, data)
+
+    def finish(self, job_id: str, worker: str, result: Mapping[str, Any], progress: Mapping[str, Any]) -> Job:
+        """Raises JobLost."""
+        return self._end(job_id, worker, "finished", state=SUCCEEDED, result=dict(result), progress=dict(progress))
+
+    def fail(self, job_id: str, worker: str, code: str, message: str, **more: Any) -> Job:
+        """Raises JobLost."""
+        error = {"code": code, "message": message[:MESSAGE_CHARACTERS], **more}
+        return self._end(job_id, worker, f"failed: {message} ({code})", "error", state=FAILED, error=error)
+
+    def cancelled(self, job_id: str, worker: str) -> Job:
+        """The worker has stopped because it was asked to. Raises JobLost."""
+        return self._end(job_id, worker, "cancelled", "warning", state=CANCELLED)
+
+    def release(self, job_id: str, worker: str) -> Job:
+        """Back into the queue, because the worker stops in good order. Raises JobLost."""
+        with self._database.write() as connection:
+            again = {"state": QUEUED, "worker": None, "attempts": _jobs.c.attempts - 1}
+            _change(connection, job_id, worker, **again)
+            _append(connection, job_id, "its worker stops; queued again")
+            return _read(connection, job_id)
+
+    def cancel(self, job_id: str, *, by: str | None = None) -> Job:
+        """At once where nobody works on it, else as soon as its worker listens. Conflict where it has ended."""
+        with self._database.write() as connection:
+            _read(connection, job_id)
+            unclaimed = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == QUEUED)
+            running = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == RUNNING)
+            asked_by = f" by {by}" if by else ""
+            if connection.execute(unclaimed.values(state=CANCELLED, ended_at=_now(), cancel_requested=True)).rowcount:
+                _append(connection, job_id, f"cancelled{asked_by} before it began", "warning")
+            elif connection.execute(running.where(~_jobs.c.cancel_requested).values(cancel_requested=True)).rowcount:
+                _append(connection, job_id, f"asked to stop{asked_by}", "warning")
+            job = _read(connection, job_id)
+        if job.state in (SUCCEEDED, FAILED):
+            raise Conflict(f"{job_id} has {job.state} already; there is nothing to cancel", code="job_ended")
+        return job
+
+    def recover(self, kinds: Collection[str], silent_s: float) -> list[Job]:
+        """Queue again what a worker claimed and, by its silence, no longer works on."""
+        silent = (
+            _jobs.c.state == RUNNING,
+            _jobs.c.kind.in_(kinds),
+            _jobs.c.beat_at < _now() - timedelta(seconds=silent_s),
+        )
+        with self._database.read() as connection:
+            found = list(connection.scalars(select(_jobs.c.id).where(*silent).order_by(_jobs.c.id)))
+        if not found:
+            return []
+        with self._database.write() as connection:
+            return [_read(connection, job_id) for job_id in found if _take_away(connection, job_id, silent)]
+
+    def _end(self, job_id: str, worker: str, message: str, level: str = "info", **values: Any) -> Job:
+        assert values["state"] in ENDED, values
+        with self._database.write() as connection:
+            _change(connection, job_id, worker, ended_at=_now(), **values)
+            _append(connection, job_id, message, level)
+            _forget_old(connection)
+            return _read(connection, job_id)
+
+
+def require_state(state: str | None) -> None:
+    if state is not None and state not in STATES:
+        raise NotFound(f"there is no job state {state[:80]!r}; expected one of {', '.join(STATES)}")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _new_id() -> str:
+    return f"job-{time.time_ns() // 1_000_000:011x}{secrets.token_hex(6)}"
+
+
+def _read(connection: Connection, job_id: str) -> Job:
+    spelled = job_id.isascii() and job_id.isprintable()  # else the database driver itself may choke on it
+    row = connection.execute(select(_jobs).where(_jobs.c.id == job_id)).mappings().one_or_none() if spelled else None
+    if row is None:
+        raise NotFound(f"there is no job {job_id[:80]!r}; the last {KEPT} that ended are kept")
+    return _job(row)
+
+
+def _job(row: RowMapping) -> Job:
+    return Job(**row)
+
+
+def _change(connection: Connection, job_id: str, owner: str, /, **values: Any) -> None:
+    mine = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.worker == owner, _jobs.c.state == RUNNING)
+    if not connection.execute(mine.values(**values)).rowcount:
+        raise JobLost(f"{job_id} is no longer {owner}'s: it was silent too long, and another worker has it")
+
+
+def _take_away(connection: Connection, job_id: str, silent: tuple[Any, ...]) -> bool:
+    job = _read(connection, job_id)
+    taking = update(_jobs).where(_jobs.c.id == job_id, *silent)
+    if job.cancel_requested:
+        values: dict[str, Any] = {"state": CANCELLED, "ended_at": _now()}
+        message = "cancelled; its worker was gone"
+    elif job.attempts >= MAX_ATTEMPTS:
+        message = f"given up: its worker was lost {job.attempts} times, and may have died of it"
+        values = {"state": FAILED, "ended_at": _now(), "error": {"code": "worker_lost", "message": message}}
+    else:
+        values, message = {"state": QUEUED}, "its worker was not heard of any more; queued again"
+    if not connection.execute(taking.values(**values, worker=None)).rowcount:
+        return False
+    _append(connection, job_id, message, "warning")
+    return True
+
+
+def _append(
+    connection: Connection, job_id: str, message: str, level: str = "info", data: Mapping[str, Any] | None = None
+) -> None:
+    kept = {"message": message[:MESSAGE_CHARACTERS], "level": level, "data": None if data is None else dict(data)}
+    connection.execute(insert(_events).values(job=job_id, at=_now(), **kept))
+    newest = select(_events.c.id).where(_events.c.job == job_id).order_by(_events.c.id.desc())
+    oldest_kept = connection.scalar(newest.offset(EVENTS_KEPT - 1).limit(1))
+    if oldest_kept is not None:
+        connection.execute(delete(_events).where(_events.c.job == job_id, _events.c.id < oldest_kept))
+
+
+def _forget_old(connection: Connection) -> None:
+    ended = select(_jobs.c.id).where(_jobs.c.state.in_(ENDED)).order_by(_jobs.c.id.desc())
+    too_old = list(connection.scalars(ended.offset(KEPT)))
+    connection.execute(delete(_events).where(_events.c.job.in_(too_old)))
+    connection.execute(delete(_jobs).where(_jobs.c.id.in_(too_old)))

@@ -1,0 +1,237 @@
+"""A queue in a database: claimed once, kept through crashes, ended by whoever works on it and by nobody else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from adapters import jobs as module
+from adapters import schema
+from adapters.errors import Conflict, JobLost, NotFound
+from adapters.jobs import Jobs
+from adapters.registry import Registry
+
+KINDS = ("fetch", "train")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/r.db"
+    else:
+        fresh: Callable[[], str] = request.getfixturevalue("postgres")
+        url = fresh()
+    registry = Registry(url)
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def jobs(registry: Registry) -> Jobs:
+    return Jobs(registry.database)
+
+
+def silence(registry: Registry, seconds: float) -> None:
+    """As if no worker had been heard of for so long."""
+    with registry.database.write() as connection:
+        connection.execute(update(schema.jobs).values(beat_at=datetime.now(UTC) - timedelta(seconds=seconds)))
+
+
+def messages(jobs: Jobs, job_id: str) -> list[str]:
+    return [event.message for event in jobs.events(job_id)]
+
+
+def test_the_life_of_a_job(jobs: Jobs) -> None:
+    made = jobs.create("fetch", {"source": "hf://a/b"}, by="me")
+    assert (made.state, made.kind, made.params, made.created_by, made.attempts) == (
+        "queued",
+        "fetch",
+        {"source": "hf://a/b"},
+        "me",
+        0,
+    )
+    claimed = jobs.claim(KINDS, "w")
+    assert claimed is not None
+    assert (claimed.id, claimed.state, claimed.worker, claimed.attempts) == (made.id, "running", "w", 1)
+    assert jobs.beat(made.id, "w", {"bytes": 5}) is False
+    assert jobs.job(made.id).progress == {"bytes": 5}
+    jobs.event(made.id, "half of it", data={"bytes": 5})
+    ended = jobs.finish(made.id, "w", {"version": 1}, {"bytes": 9})
+    assert (ended.state, ended.result, ended.progress, ended.error) == ("succeeded", {"version": 1}, {"bytes": 9}, None)
+    assert ended.has_ended
+    assert made.created_at <= (ended.started_at or made.created_at) <= (ended.ended_at or made.created_at)
+    assert messages(jobs, made.id) == ["half of it", "finished"]
+    assert jobs.events(made.id)[0].data == {"bytes": 5}
+
+
+def test_a_job_survives_its_process(jobs: Jobs, registry: Registry) -> None:
+    made = jobs.create("fetch", {})
+    again = Registry(registry.database.shown_url.replace("***", ""))
+    assert Jobs(again.database).job(made.id) == made
+    again.close()
+
+
+def test_the_oldest_of_the_wanted_kinds_is_claimed(jobs: Jobs) -> None:
+    train, first, second = (jobs.create(kind, {}).id for kind in ("train", "fetch", "fetch"))
+    claimed = [jobs.claim(["fetch"], "w"), jobs.claim(["fetch"], "w"), jobs.claim(["fetch"], "w")]
+    assert [job.id if job else None for job in claimed] == [*sorted([first, second]), None]
+    assert jobs.job(train).state == "queued"
+
+
+def test_workers_that_claim_together_never_get_the_same(jobs: Jobs) -> None:
+    wanted = {jobs.create("fetch", {}).id for _ in range(24)}
+    got: list[str] = []
+
+    def work(worker: str) -> None:
+        while (job := jobs.claim(KINDS, worker)) is not None:
+            got.append(job.id)
+
+    threads = [threading.Thread(target=work, args=(f"w{number}",)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == sorted(wanted)
+
+
+def test_a_failure_has_code_and_message(jobs: Jobs) -> None:
+    made = jobs.create("fetch", {})
+    jobs.claim(KINDS, "w")
+    ended = jobs.fail(made.id, "w", "dora", "DoRA cannot be served", status=422)
+    assert (ended.state, ended.error) == (
+        "failed",
+        {"code": "dora", "message": "DoRA cannot be served", "status": 422},
+    )
+    assert [(event.level, event.message) for event in jobs.events(made.id)] == [
+        ("error", "failed: DoRA cannot be served (dora)")
+    ]
+
+
+def test_what_waits_is_cancelled_at_once_and_never_claimed(jobs: Jobs) -> None:
+    made = jobs.create("fetch", {})
+    assert jobs.cancel(made.id, by="me").state == "cancelled"
+    assert jobs.cancel(made.id).state == "cancelled"
+    assert jobs.claim(KINDS, "w") is None
+    assert messages(jobs, made.id) == ["cancelled by me before it began"]
+
+
+def test_what_runs_is_asked_to_stop(jobs: Jobs) -> None:
+    made = jobs.create("fetch", {})
+    jobs.claim(KINDS, "w")
+    assert jobs.cancel(made.id).state == "running"
+    assert jobs.cancel(made.id).cancel_requested
+    assert jobs.beat(made.id, "w", {}) is True
+    assert jobs.cancelled(made.id, "w").state == "cancelled"
+    assert messages(jobs, made.id) == ["asked to stop", "cancelled"]
+
+
+def test_what_has_ended_cannot_be_cancelled(jobs: Jobs) -> None:
+    made = jobs.create("fetch", {})
+    jobs.claim(KINDS, "w")
+    jobs.finish(made.id, "w", {}, {})
+    with pytest.raises(Conflict, match="has succeeded already") as error:
+        jobs.cancel(made.id)
+    assert error.value.code == "job_ended"
+
+
+def test_a_silent_worker_loses_its_job(jobs: Jobs, registry: Registry) -> None:
+    made = jobs.create("fetch", {})
+    jobs.claim(KINDS, "first")
+    assert jobs.recover(KINDS, silent_s=60) == []
+    silence(registry, 61)
+    assert jobs.recover(["train"], silent_s=60) == []
+    assert [job.state for job in jobs.recover(KINDS, silent_s=60)] == ["queued"]
+    for late in (
+        lambda: jobs.beat(made.id, "first", {}),
+        lambda: jobs.finish(made.id, "first", {}, {}),
+        lambda: jobs.fail(made.id, "first", "x", "x"),
+        lambda: jobs.cancelled(made.id, "first"),
+        lambda: jobs.release(made.id, "first"),
+    ):
+        with pytest.raises(JobLost, match="no longer first's"):
+            late()
+    second = jobs.claim(KINDS, "second")
+    assert second is not None
+    assert second.attempts == 2
+    with pytest.raises(JobLost):
+        jobs.beat(made.id, "first", {})
+    assert jobs.finish(made.id, "second", {}, {}).state == "succeeded"
+    assert messages(jobs, made.id) == ["its worker was not heard of any more; queued again", "finished"]
+
+
+def test_a_silent_worker_that_was_asked_to_stop_leaves_it_cancelled(jobs: Jobs, registry: Registry) -> None:
+    made = jobs.create("fetch", {})
+    jobs.claim(KINDS, "w")
+    jobs.cancel(made.id)
+    silence(registry, 61)
+    assert [job.state for job in jobs.recover(KINDS, silent_s=60)] == ["cancelled"]
+    assert jobs.job(made.id).ended_at is not None
+
+
+def test_a_job_that_kills_its_workers_is_given_up(jobs: Jobs, registry: Registry) -> None:
+    made = jobs.create("fetch", {})
+    states = []
+    for _ in range(module.MAX_ATTEMPTS):
+        assert jobs.claim(KINDS, "w") is not None
+        silence(registry, 61)
+        states += [job.state for job in jobs.recover(KINDS, silent_s=60)]
+    assert states == ["queued"] * (module.MAX_ATTEMPTS - 1) + ["failed"]
+    error = jobs.job(made.id).error
+    assert error is not None
+    assert error["code"] == "worker_lost"
+
+
+def test_a_worker_that_stops_in_good_order_gives_it_back(jobs: Jobs) -> None:
+    made = jobs.create("fetch", {})
+    for _ in range(module.MAX_ATTEMPTS + 1):
+        assert jobs.claim(KINDS, "w") is not None
+        assert jobs.release(made.id, "w").state == "queued"
+    assert jobs.job(made.id).attempts == 0
+
+
+def test_lists_are_newest_first_in_pages_and_by_state(jobs: Jobs) -> None:
+    ids = sorted((jobs.create("fetch", {}).id for _ in range(5)), reverse=True)
+    assert [job.id for job in jobs.jobs()] == ids
+    assert [job.id for job in jobs.jobs(limit=2)] == ids[:2]
+    assert [job.id for job in jobs.jobs(after=ids[1], limit=2)] == ids[2:4]
+    jobs.cancel(ids[2])
+    assert [job.id for job in jobs.jobs(state="cancelled")] == [ids[2]]
+    assert (jobs.count("queued", KINDS), jobs.count("cancelled", KINDS), jobs.count("queued", ["train"])) == (4, 1, 0)
+
+
+def test_old_jobs_are_forgotten_with_their_events(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 2)
+    waiting = jobs.create("train", {}).id
+    ended = []
+    for _ in range(4):
+        ended.append(jobs.create("fetch", {}).id)
+        jobs.claim(["fetch"], "w")
+        jobs.finish(ended[-1], "w", {}, {})
+    kept = sorted(ended, reverse=True)[:2]
+    assert [job.id for job in jobs.jobs()] == sorted([waiting, *kept], reverse=True)
+    with pytest.raises(NotFound, match="the last 2 that ended are kept"):
+        jobs.events(min(ended))
+
+
+def test_events_are_bounded_and_read_on_from_where_one_was(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EVENTS_KEPT", 5)
+    made, other = jobs.create("fetch", {}).id, jobs.create("fetch", {}).id
+    for number in range(8):
+        jobs.event(made, f"{number}" * 3000)
+        jobs.event(other, "another's")
+    found = jobs.events(made)
+    assert [event.message for event in found] == [f"{number}" * 2000 for number in range(3, 8)]
+    assert jobs.events(made, after=found[2].id) == found[3:]
+    assert jobs.events(made, limit=2) == found[:2]
+
+
+@pytest.mark.parametrize("job_id", ["job-0", "", "x" * 5000, "a\0b", "ä"])
+def test_a_job_that_is_not_there(jobs: Jobs, job_id: str) -> None:
+    for ask in (jobs.job, jobs.events, jobs.cancel):
+        with pytest.raises(NotFound):
+            ask(job_id)
