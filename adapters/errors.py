@@ -4,10 +4,17 @@ AdapterError
 ├── UploadError                  what was sent cannot be taken in
 │   ├── UploadTooLarge           larger than the server allows, before or while unpacking
 │   ├── ChecksumMismatch         what arrived has another SHA-256 than the client said
+│   ├── SourceError              a source cannot be read as it is named
+│   │   ├── SourceRefused        the settings of this server do not open it
+│   │   ├── SourceNotFound       there is nothing
+│   │   ├── SourceForbidden      it does not let this server in
+│   │   └── SourceUnavailable    it did not answer, broke off or took too long
 │   └── UnsafeArchive            a path, link, device or bomb that no honest archive needs
 ├── InvalidAdapter               unpacked, but it is not an adapter this base can serve
 ├── NotFound                     no such adapter, version or alias
 ├── Conflict                     the request contradicts what is registered
+│   ├── JobCancelled             somebody asked to stop the job that does this
+│   └── JobLost                  another worker has the job
 ├── StoreError                   the blob store is damaged or cannot be written
 │   └── StoreUnreachable         the object store did not do what we asked; worth another try
 ├── RemoteError                  a server that we called did not do what we asked
@@ -49,6 +56,26 @@ class ChecksumMismatch(UploadError):
     code = "sha256_mismatch"
 
 
+class SourceError(UploadError):
+    code = "bad_source"
+
+
+class SourceRefused(SourceError):
+    code = "source_not_allowed"
+
+
+class SourceNotFound(SourceError):
+    code = "source_not_found"
+
+
+class SourceForbidden(SourceError):
+    code = "source_forbidden"
+
+
+class SourceUnavailable(SourceError):
+    code = "source_unavailable"
+
+
 class UnsafeArchive(UploadError):
     code = "unsafe_archive"
 
@@ -63,6 +90,14 @@ class NotFound(AdapterError):
 
 class Conflict(AdapterError):
     code = "conflict"
+
+
+class JobCancelled(Conflict):
+    code = "job_cancelled"
+
+
+class JobLost(Conflict):
+    code = "job_lost"
 
 
 class StoreError(AdapterError):

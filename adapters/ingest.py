@@ -7,7 +7,7 @@ at the next start. It knows no HTTP and no engine: whoever deletes a version mak
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from adapters.convert import convert
 from adapters.errors import StoreError, UploadError
 from adapters.lineage import merged, parents, require_lineage
 from adapters.manifest import Manifest
-from adapters.names import require_name
+from adapters.names import require_description, require_name
 from adapters.refusals import refuse
 from adapters.registry import Registry, Version
 from adapters.removal import agreeing, delete_unreferenced
@@ -41,20 +41,32 @@ class Ingest:
 
     def upload(self, name: str, files: Sequence[UploadedFile], options: UploadOptions = PLAIN) -> tuple[Version, bool]:
         """The version, and whether it is new. After any failure store and registry are what they were."""
-        self._require_free(name)
-        require_tags(options.tags)
-        require_lineage(options.lineage)
-        self._registry.require_parents(parents(options.lineage))
+        self.require_possible(name, options)
         with self._store.staging() as staged:
             packed = checksums.check_sent(files, options.sha256)
             unpack(files, staged, self._limits)
             checksums.check_unpacked(staged, packed)
             verdict = convert(staged, self._base, self._max_rank, options.max_error)
             manifest = validate(staged, self._base, self._max_rank, verdict)
-            manifest = replace(manifest, lineage=merged(manifest.lineage, options.lineage))
+            lineage = merged(manifest.lineage, options.lineage)
+            fetched = {} if options.source is None else {"source": dict(options.source)}
+            manifest = replace(manifest, lineage=lineage | fetched)
             self._store.prepare(staged, manifest.digest)
             with agreeing(self._store, self._registry):
                 return self._admit(name, staged, manifest, options)
+
+    def require_possible(self, name: str, options: UploadOptions = PLAIN) -> None:
+        """Raises what `upload` would raise before it looks at any file."""
+        self._require_free(name)
+        require_description(options.description)
+        checksums.require_sha256(options.sha256)
+        require_tags(options.tags)
+        require_lineage(options.lineage)
+        self._registry.require_parents(parents(options.lineage))
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """An empty directory on the disk where uploads are unpacked; gone at the end of the block, or after a crash."""
+        return self._store.staging()
 
     def directory(self, name: str, path: Path, options: UploadOptions = PLAIN) -> tuple[Version, bool]:
         """As `upload`, from a local PEFT directory (its sub-directories are not looked at)."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from unicodedata import normalize
 
 from adapters.errors import UnsafeArchive, UploadError
@@ -77,6 +77,8 @@ class UploadOptions:
     """Of the version."""
     lineage: Lineage = field(default_factory=dict)
     """Where it comes from, as far as its files do not say it."""
+    source: Mapping[str, Any] | None = None
+    """Where the files were fetched from; goes into the version's lineage."""
 
 
 PLAIN = UploadOptions()
