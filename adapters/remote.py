@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from adapters.targets import Target, to_json
 from adapters.upload import KEPT
 
 TIMEOUT_S = 120.0
+PIECE_BYTES = 1 << 20
 DELETE_TIMEOUT_S = 660.0
 """A deletion waits for running requests, for at most ten minutes."""
 
@@ -97,22 +98,42 @@ class Remote:
         path = f"/{_name(name)}" if version is None else f"/{_name(name)}/versions/{version}"
         return self._call("DELETE", path, params={"wait_s": wait_s}, timeout=DELETE_TIMEOUT_S)
 
+    def files(self, name: str, ref: str) -> list[dict[str, Any]]:
+        """Of a version: name, size and SHA-256 of each."""
+        return list(self._call("GET", f"/{_name(name)}/versions/{_part(ref)}/files")["data"])
+
+    @contextmanager
+    def read(self, name: str, ref: str, file: str) -> Iterator[Iterator[bytes]]:
+        """The bytes of a file as they come."""
+        url = f"{self.server}/v1/adapters/{_name(name)}/versions/{_part(ref)}/files/{_part(file)}"
+        with _reaching(url), self._client.stream("GET", url) as response:
+            if not response.is_success:
+                response.read()
+                raise _refusal(response)
+            yield response.iter_bytes(PIECE_BYTES)
+
     def _call(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         url = f"{self.server}/v1/adapters{path}"
-        try:
+        with _reaching(url):
             response = self._client.request(method, url, **content)
-        except httpx.InvalidURL as error:
-            raise RemoteUnreachable(f"{url} is not a URL: {error}") from error
-        except httpx.HTTPError as error:
-            raise RemoteUnreachable(
-                f"{url} did not answer ({error}); check the address and that the server is up"
-            ) from error
         if not response.is_success:
             raise _refusal(response)
         try:
             return dict(response.json())
         except ValueError:
             raise RemoteUnreachable(f"{url} answered something that is not JSON; is that a loraplex server?") from None
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.InvalidURL as error:
+        raise RemoteUnreachable(f"{url} is not a URL: {error}") from error
+    except httpx.HTTPError as error:
+        raise RemoteUnreachable(
+            f"{url} did not answer ({error}); check the address and that the server is up"
+        ) from error
 
 
 def _name(name: str) -> str:

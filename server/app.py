@@ -31,7 +31,7 @@ from server.logs import Edge
 from server.probe import Probe
 from server.residency import Residency
 from server.resolve import Resolver
-from server.routes import adapters, aliases, generation, health, models, operations, versions
+from server.routes import adapters, aliases, files, generation, health, models, operations, versions
 from server.services import Services
 from server.settings import Settings
 from server.telemetry import Telemetry
@@ -52,7 +52,7 @@ def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None 
     for noun in (adapters, versions, aliases):
         app.include_router(noun.reading)
         app.include_router(noun.changing)
-    for each in (generation, models, operations, health):
+    for each in (generation, models, files, operations, health):
         app.include_router(each.router)
     return app
 

@@ -2,7 +2,8 @@
 
 ServerError
 ├── BadRequest                the body or a parameter is wrong
-│   └── RequestTooLarge       the body is larger than the server reads
+│   ├── RequestTooLarge       the body is larger than the server reads
+│   └── RangeNotSatisfiable   the part of a file that was asked for lies outside it
 ├── AuthenticationFailed      no key, or one we do not know
 ├── PermissionDenied          a known key without the scope
 ├── ModelNotFound             no base, adapter, version or alias of that name
@@ -36,6 +37,10 @@ class BadRequest(ServerError):
 
 class RequestTooLarge(BadRequest):
     code = "request_too_large"
+
+
+class RangeNotSatisfiable(BadRequest):
+    code = "range_not_satisfiable"
 
 
 class AuthenticationFailed(ServerError):

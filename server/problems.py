@@ -20,6 +20,7 @@ STATUS: dict[type[Exception], int] = {
     errors.ServerError: 500,
     errors.BadRequest: 400,
     errors.RequestTooLarge: 413,
+    errors.RangeNotSatisfiable: 416,
     errors.AuthenticationFailed: 401,
     errors.PermissionDenied: 403,
     errors.ModelNotFound: 404,

@@ -8,10 +8,11 @@ from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from adapters.names import DEFAULT
+from adapters.pull import pull as fetch
 from adapters.remote import Remote
 from server.adapters_cli import tables
 
@@ -89,6 +90,30 @@ def show(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
     moves = [f"  {tables.time(move['at'])}  {tables.move(move)}" for move in remote.alias(name, DEFAULT)["moves"][:8]]
     console.print(f"moves of the alias {DEFAULT}, the latest first:\n" + escape("\n".join(moves)), highlight=False)
     return adapter
+
+
+def pull(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Write the files of a version into a directory, as PEFT reads them; each is checked."""
+    name, _, ref = arguments.name.partition("@")
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
+    )
+    shown: dict[str, TaskID] = {}
+
+    def advance(file: str, size: int, count: int) -> None:
+        if file not in shown:
+            shown[file] = progress.add_task(file, total=size)
+        progress.advance(shown[file], count)
+
+    with progress:
+        version, written = fetch(remote, name, ref or DEFAULT, arguments.directory, advance)
+    known = "" if written else ", which was there already"
+    console.print(
+        f"[bold]{version['name']}@{version['version']}[/] in {escape(str(arguments.directory))}{known}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return version | {"directory": str(arguments.directory), "written": written}
 
 
 def promote(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -92,6 +92,19 @@ def test_an_archive_that_is_not_promoted(call: Call, directory: Callable[[int], 
     assert re.search(r"a@2\n(.*\n)* +aliases +none", call("push", str(archive), "--name", "a", "--no-promote"))
 
 
+def test_what_was_pushed_is_pulled(call: Call, directory: Callable[[int], str], tmp_path: Path) -> None:
+    call("push", directory(1), "--name", "pulled")
+    call("push", directory(2), "--name", "pulled")
+    target = tmp_path / "pulled"
+    assert re.search(r"pulled@1 in /.*/pulled\n", call("pull", "pulled@1", str(target)))
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == adapter_files(1).files()
+    assert "which was there already" in call("pull", "pulled@1", str(target))
+    assert "is not empty and holds something else" in call("pull", "pulled", str(target), code=1)
+    assert "there is no adapter 'b'" in call("pull", "b", str(tmp_path / "b"), code=1)
+    assert not (tmp_path / "b").exists()
+    assert json.loads(call("pull", "pulled", str(tmp_path / "c"), "--json"))["version"] == 2
+
+
 def test_json_is_the_servers_answer_and_nothing_else(call: Call, directory: Callable[[int], str]) -> None:
     pushed = json.loads(call("push", directory(1), "--name", "json", "--json"))
     assert (pushed["name"], pushed["version"], pushed["created"]) == ("json", 1, True)

@@ -20,6 +20,9 @@ PUBLISHING = {
     ("DELETE", "/v1/adapters/{name}/versions/{number}"),
     ("DELETE", "/v1/adapters/{name}"),
     ("PATCH", "/v1/adapters/{name}"),
+    ("GET", "/v1/adapters/{name}/versions/{ref}/files"),
+    ("GET", "/v1/adapters/{name}/versions/{ref}/files/{file}"),
+    ("GET", "/v1/adapters/{name}/versions/{ref}/archive"),
     ("PATCH", "/v1/adapters/{name}/versions/{number}"),
 }
 OPERATING = {("GET", "/metrics"), ("GET", "/v1/residency"), ("GET", "/version"), ("GET", "/openapi.json")}
