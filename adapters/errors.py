@@ -14,7 +14,8 @@ AdapterError
 ├── NotFound                     no such adapter, version or alias
 ├── Conflict                     the request contradicts what is registered
 │   ├── JobCancelled             somebody asked to stop the job that does this
-│   └── JobLost                  another worker has the job
+│   ├── JobLost                  another worker has the job
+│   └── Changed                  the adapter is not what the caller saw any more (If-Match)
 ├── StoreError                   the blob store is damaged or cannot be written
 │   └── StoreUnreachable         the object store did not do what we asked; worth another try
 ├── RemoteError                  a server that we called did not do what we asked
@@ -98,6 +99,10 @@ class JobCancelled(Conflict):
 
 class JobLost(Conflict):
     code = "job_lost"
+
+
+class Changed(Conflict):
+    code = "precondition_failed"
 
 
 class StoreError(AdapterError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.manifest import Manifest
 from adapters.tags import Tags
-from adapters.targets import Target, aliases_of, main_version
+from adapters.targets import Target, aliases_of, main_versions, splits_of
 
 CHECKING, READY, MERGE_ONLY = "checking", "ready", "merge_only"
 DRAINING, QUARANTINED, FAILED = "draining", "quarantined", "failed"
@@ -70,6 +70,44 @@ class About:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """A name with how many versions it has, of which there may be thousands."""
+
+    name: str
+    description: str | None
+    created_at: datetime
+    counts: Mapping[str, int]
+    """State → how many versions are in it."""
+    latest: int | None
+    """The highest number of those that are ready."""
+    targets: Mapping[str, Target]
+    """Alias → where it points."""
+    tags: Tags
+    revision: int
+
+    @property
+    def aliases(self) -> dict[str, int]:
+        return main_versions(self.targets)
+
+    @property
+    def splits(self) -> dict[str, Target]:
+        return splits_of(self.targets)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """One alias: where it points, and its moves, the latest first."""
+
+    adapter: str
+    name: str
+    target: Target
+    """Empty: it is gone."""
+    moves: tuple[Move, ...]
+    revision: int
+    """Of the adapter."""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A name with its versions in ascending order, and the aliases that point at them."""
 
@@ -87,12 +125,12 @@ class Adapter:
     @property
     def aliases(self) -> dict[str, int]:
         """Alias → the version that has the most of its traffic."""
-        return {alias: main_version(target) for alias, target in self.targets.items()}
+        return main_versions(self.targets)
 
     @property
     def splits(self) -> dict[str, Target]:
         """Only the aliases that several versions share."""
-        return {alias: target for alias, target in self.targets.items() if len(target) > 1}
+        return splits_of(self.targets)
 
     def aliases_of(self, number: int) -> list[str]:
         """Those that point to this version, alone or among others."""

@@ -14,19 +14,23 @@ from typing import Any
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from adapters import checking, lineage, migrations, names, rows, schema, tag_rows
+from adapters import checking, lineage, listing, migrations, names, rows, schema, tag_rows
 from adapters.database import Database
-from adapters.errors import Conflict, NotFound, StoreError
+from adapters.errors import Changed, Conflict, NotFound, StoreError
 from adapters.holds import judge_all, last_move
+from adapters.listing import ALL, Wanted
 from adapters.manifest import Manifest
-from adapters.records import CHECKING, DRAINING, FAILED, READY, STATES, About, Adapter, Move, Version
+from adapters.records import CHECKING, DRAINING, FAILED, READY, STATES, About, Adapter, Alias, Move, Overview, Version
 from adapters.references import listed, living, pick, unknown_ref
 from adapters.retention import Judgement
 from adapters.tag_rows import OF_ADAPTER
 from adapters.tags import NO_TAGS, Changes, changed, require_tags
 from adapters.targets import Target, aliases_of, require_target
 
-__all__ = ["About", "Adapter", "Move", "Registry", "Version"]
+__all__ = ["About", "Adapter", "Alias", "Move", "Overview", "Registry", "Version"]
+
+Revisions = frozenset[int] | None
+"""Of an adapter: those at which a change may happen. None: at any."""
 
 
 class Keep(Enum):
@@ -146,10 +150,30 @@ class Registry:
                 connection, rows.require_version(connection, version.adapter, version.number), reason
             )
 
-    def adapters(self, *, after: str = "", limit: int | None = None) -> list[Adapter]:
+    def adapters(self, wanted: Wanted = ALL, *, after: str = "", limit: int | None = None) -> list[Adapter]:
         """In the order of their names: those behind `after`, at most `limit`."""
         with self._database.read() as connection:
-            return rows.read_adapters(connection, after, limit)
+            return listing.list_adapters(connection, wanted, after, limit)
+
+    def overviews(self, wanted: Wanted = ALL, *, after: str = "", limit: int = 1000) -> list[Overview]:
+        """The same without their versions."""
+        with self._database.read() as connection:
+            return listing.list_overviews(connection, wanted, after, limit)
+
+    def overview(self, name: str) -> Overview:
+        with self._database.read() as connection:
+            rows.require_adapter(connection, name)
+            return listing.read_overviews(connection, lambda column: column == name)[0]
+
+    def served(self, name: str | None = None) -> list[Overview]:
+        """Adapters whose default alias has a version that is ready; `name`: this one alone."""
+        with self._database.read() as connection:
+            return listing.list_served(connection, names.DEFAULT, name)
+
+    def page(self, name: str, wanted: Wanted = ALL, *, after: int = 0, limit: int = 1000) -> Adapter:
+        """The adapter with some of its versions: those with a higher number than `after`, at most `limit`."""
+        with self._database.read() as connection:
+            return listing.list_versions(connection, name, wanted, after, limit)
 
     def draining(self) -> list[Version]:
         """What is being deleted."""
@@ -176,7 +200,7 @@ class Registry:
         with self._database.read() as connection:
             row = rows.require_adapter(connection, version.adapter)
             targets = rows.read_targets(connection, version.adapter)
-            tagged = tag_rows.read_tags(connection, version.adapter, version.number)
+            tagged = tag_rows.read_tags(connection, version.adapter, [version.number])
             parents = lineage.parents(version.manifest.lineage)
             found = {parent: rows.find_ref(connection, parent) for parent in parents}
             return About(
@@ -197,10 +221,11 @@ class Registry:
         *,
         description: str | Keep | None = Keep.IT,
         tags: Changes = NO_TAGS,
+        expected: Revisions = None,
     ) -> None:
         """Of an adapter, its description and tags; of one of its versions, whose files never change, the tags."""
         require_tags(tags)
-        with self._writing(name) as connection:
+        with self._writing(name, expected) as connection:
             if number != OF_ADAPTER:
                 rows.require_version(connection, name, number)
             _tag(connection, name, number, tags)
@@ -213,12 +238,14 @@ class Registry:
         with self._database.read() as connection:
             return aliases_of(rows.read_targets(connection, version.adapter), version.number)
 
-    def set_alias(self, name: str, alias: str, target: int | Target, *, by: str | None = None) -> Adapter:
+    def set_alias(
+        self, name: str, alias: str, target: int | Target, *, by: str | None = None, expected: Revisions = None
+    ) -> Adapter:
         """To one version, or to several with weights."""
         target = {target: 1} if isinstance(target, int) else target
         names.require_alias(alias)
         require_target(target)
-        with self._writing(name) as connection:
+        with self._writing(name, expected) as connection:
             for number in target:
                 version = rows.require_version(connection, name, number)
                 if version.state != READY:
@@ -226,10 +253,12 @@ class Registry:
             rows.move(connection, name, alias, target, "set", by=by)
             return rows.read_adapter(connection, name)
 
-    def rollback(self, name: str, alias: str = names.DEFAULT, *, by: str | None = None) -> Adapter:
+    def rollback(
+        self, name: str, alias: str = names.DEFAULT, *, by: str | None = None, expected: Revisions = None
+    ) -> Adapter:
         """Take back the last move of the alias; once more, the one before it. Conflict where there is nothing to go
         back to, or what it pointed to cannot serve any more."""
-        with self._writing(name) as connection:
+        with self._writing(name, expected) as connection:
             adapter = rows.read_adapter(connection, name)
             if alias not in adapter.targets:
                 raise unknown_ref(adapter, alias)
@@ -246,19 +275,24 @@ class Registry:
             rows.mark_undone(connection, number)
             return rows.read_adapter(connection, name)
 
+    def alias(self, name: str, alias: str) -> Alias:
+        """Also one that is gone. NotFound where it never was."""
+        with self._database.read() as connection:
+            row = rows.require_adapter(connection, name)
+            target = rows.read_targets(connection, name, schema.alias_targets.c.alias == alias).get(alias, {})
+            moves = tuple(move for _, move in rows.read_moves(connection, name, alias))
+            if not moves and not target:
+                raise unknown_ref(rows.read_adapter(connection, name), alias)
+            return Alias(name, alias, target, moves, row["revision"])
+
     def moves(self, name: str, alias: str) -> list[Move]:
         """Of an alias, the latest first, also when it is gone. NotFound where it never was."""
-        with self._database.read() as connection:
-            adapter = rows.read_adapter(connection, name)
-            moves = [move for _, move in rows.read_moves(connection, name, alias)]
-        if not moves and alias not in adapter.targets:
-            raise unknown_ref(adapter, alias)
-        return moves
+        return list(self.alias(name, alias).moves)
 
-    def remove_alias(self, name: str, alias: str, *, by: str | None = None) -> Adapter:
+    def remove_alias(self, name: str, alias: str, *, by: str | None = None, expected: Revisions = None) -> Adapter:
         if alias == names.DEFAULT:
             raise Conflict(f"alias {alias!r} is what {name!r} alone means; move it to another version instead")
-        with self._writing(name) as connection:
+        with self._writing(name, expected) as connection:
             if alias not in rows.read_targets(connection, name):
                 raise unknown_ref(rows.read_adapter(connection, name), alias)
             rows.move(connection, name, alias, {}, "remove", by=by)
@@ -311,12 +345,18 @@ class Registry:
             return set(connection.scalars(select(schema.versions.c.digest)))
 
     @contextmanager
-    def _writing(self, name: str) -> Iterator[Connection]:
-        """A write transaction that holds the adapter's row; NotFound when there is none."""
+    def _writing(self, name: str, expected: Revisions = None) -> Iterator[Connection]:
+        """A write transaction that holds the adapter's row. NotFound when there is none, Changed when it is at none of
+        the revisions that were expected."""
         with self._database.write() as connection:
-            rows.require_adapter(connection, name, lock=True)
-            yield connection
+            row = rows.require_adapter(connection, name, lock=True)
+            if expected is not None and row["revision"] not in expected:
+                raise Changed(
+                    f"adapter {name!r} has changed since you read it: it is at revision {row['revision']}, expected "
+                    f"was {listed([str(each) for each in sorted(expected)])}; read it again, then decide"
+                )
             rows.touch(connection, name)
+            yield connection
 
 
 def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
@@ -344,7 +384,7 @@ def _learn(connection: Connection, known: Version, manifest: Manifest) -> None:
 
 def _tag(connection: Connection, name: str, number: int, tags: Changes) -> None:
     if tags:
-        changed(tag_rows.read_tags(connection, name, number).get(number, {}), tags)
+        changed(tag_rows.read_tags(connection, name, [number]).get(number, {}), tags)
         tag_rows.write_tags(connection, name, number, tags)
 
 

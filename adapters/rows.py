@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 
@@ -16,6 +16,8 @@ from adapters.references import SHOWN, listed, only
 from adapters.tag_rows import OF_ADAPTER, Tagged
 from adapters.targets import Target, from_json, to_json
 
+Which = Callable[[ColumnElement[str]], ColumnElement[bool]]
+"""Of a column with adapters' names: those that are meant."""
 MOVES_KEPT = 100
 """Of an alias; older ones are forgotten."""
 RECORD = [schema.versions.c[each.name] for each in fields(Version)]
@@ -178,23 +180,29 @@ def read_meant(connection: Connection, name: str, ref: str) -> Adapter:
     return _adapter(row, read_versions(connection, name, meant), {})
 
 
-def read_adapters(connection: Connection, after: str = "", limit: int | None = None) -> list[Adapter]:
-    """In the order of their names, those behind `after`. Three queries, however many there are."""
+def read_adapters(connection: Connection, which: Which) -> list[Adapter]:
+    """In the order of their names. Four queries, however many there are."""
     table = schema.adapters
-    query = select(table).where(table.c.removed_at.is_(None), table.c.name > after).order_by(table.c.name).limit(limit)
-    rows = connection.execute(query).mappings().all()
-    if not rows:
-        return []
-    first, last = rows[0]["name"], rows[-1]["name"]
+    rows = connection.execute(select(table).where(which(table.c.name)).order_by(table.c.name)).mappings().all()
     versions: dict[str, list[Version]] = {}
-    for version in _versions(connection, schema.versions.c.adapter.between(first, last)):
+    for version in _versions(connection, which(schema.versions.c.adapter)):
         versions.setdefault(version.adapter, []).append(version)
-    targets = _targets(connection, schema.alias_targets.c.adapter.between(first, last))
-    tagged = tag_rows.read_tagged(connection, schema.tags.c.adapter.between(first, last))
+    targets = read_all_targets(connection, which(schema.alias_targets.c.adapter))
+    tagged = tag_rows.read_tagged(connection, which(schema.tags.c.adapter))
     return [
         _adapter(row, versions.get(row["name"], ()), targets.get(row["name"], {}), tagged.get(row["name"], {}))
         for row in rows
+        if row["removed_at"] is None
     ]
+
+
+def read_page(connection: Connection, name: str, numbers: Sequence[int]) -> Adapter:
+    """The adapter with these of its versions, and all its aliases."""
+    row, versions = (
+        require_adapter(connection, name),
+        read_versions(connection, name, schema.versions.c.number.in_(numbers)),
+    )
+    return _adapter(row, versions, read_targets(connection, name), tag_rows.read_tags(connection, name, numbers))
 
 
 def read_versions(connection: Connection, name: str, which: ColumnElement[bool] | None = None) -> list[Version]:
@@ -222,7 +230,7 @@ def read_targets(
     connection: Connection, name: str, which: ColumnElement[bool] | None = None
 ) -> dict[str, dict[int, int]]:
     here = schema.alias_targets.c.adapter == name
-    return _targets(connection, here if which is None else and_(here, which)).get(name, {})
+    return read_all_targets(connection, here if which is None else and_(here, which)).get(name, {})
 
 
 def find_ref(connection: Connection, parent: str) -> str | None:
@@ -247,7 +255,7 @@ def _versions(connection: Connection, which: ColumnElement[bool]) -> list[Versio
     return [Version(**{**row, "manifest": Manifest.from_json(row["manifest"])}) for row in rows]
 
 
-def _targets(connection: Connection, which: ColumnElement[bool]) -> dict[str, dict[str, dict[int, int]]]:
+def read_all_targets(connection: Connection, which: ColumnElement[bool]) -> dict[str, dict[str, dict[int, int]]]:
     """Adapter → alias → where it points."""
     table = schema.alias_targets
     query = select(table).where(which).order_by(table.c.adapter, table.c.alias, table.c.number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
 from adapters import schema
@@ -15,10 +17,10 @@ Tagged = dict[int, dict[str, str]]
 TABLE = schema.tags
 
 
-def read_tags(connection: Connection, name: str, number: int | None = None) -> Tagged:
-    """Of an adapter and all its versions, or of one of these."""
+def read_tags(connection: Connection, name: str, numbers: Sequence[int] | None = None) -> Tagged:
+    """Of an adapter and all its versions, or of some of these."""
     which = TABLE.c.adapter == name
-    return read_tagged(connection, which if number is None else which & (TABLE.c.number == number)).get(name, {})
+    return read_tagged(connection, which if numbers is None else which & TABLE.c.number.in_(numbers)).get(name, {})
 
 
 def read_tagged(connection: Connection, which: ColumnElement[bool]) -> dict[str, Tagged]:

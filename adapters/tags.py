@@ -15,6 +15,9 @@ Tags = Mapping[str, str]
 Changes = Mapping[str, str | None]
 """None takes the key away."""
 
+Condition = tuple[str, str | None]
+"""A key and its value; None stands for any value."""
+
 NO_TAGS: Tags = {}
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_VALUE = 256
@@ -28,6 +31,13 @@ def require_tags(changes: Changes) -> None:
             raise _bad(f"the key {key[:80]!r}, expected 1 to 64 letters, digits, '.', '_', '-', the first no sign")
         if value is not None and (len(value) > MAX_VALUE or not value.isprintable()):
             raise _bad(f"{key}={value[:80]!r}, expected at most {MAX_VALUE} printable characters on one line")
+
+
+def condition(text: str) -> Condition:
+    """`key=value`, or `key` for any value. Raises InvalidAdapter for what no tag can be."""
+    key, equals, value = text.partition("=")
+    require_tags({key: value})
+    return key, value if equals else None
 
 
 def changed(tags: Tags, changes: Changes) -> dict[str, str]:

@@ -31,6 +31,16 @@ def main_version(target: Target) -> int:
     return min(target, key=lambda number: (-target[number], number))
 
 
+def main_versions(targets: Mapping[str, Target]) -> dict[str, int]:
+    """Alias → the version that has the most of its traffic."""
+    return {alias: main_version(target) for alias, target in targets.items()}
+
+
+def splits_of(targets: Mapping[str, Target]) -> dict[str, Target]:
+    """Only the aliases that several versions share."""
+    return {alias: target for alias, target in targets.items() if len(target) > 1}
+
+
 def aliases_of(targets: Mapping[str, Target], number: int) -> list[str]:
     """Of alias → target, those aliases that point to this version, alone or among others."""
     return sorted(alias for alias, target in targets.items() if number in target)

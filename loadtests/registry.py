@@ -8,6 +8,7 @@ name. The adapters are tiny: of one layer, rank 1.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -53,7 +54,9 @@ class Client:
         self._made += 1
         path = write_adapter(self._scratch / f"adapter-{self._made}", self._base, rank=1, seed=self._made)
         files = [("files", (each.name, each.read_bytes())) for each in sorted(path.iterdir())]
-        self._http.post("/v1/adapters", data={"name": name}, files=files).raise_for_status()
+        tags = {"team": f"team-{self._made % 5}"} | ({"needle": "yes"} if self._made == 2 else {})
+        form = {"name": name, "tags": json.dumps(tags)}
+        self._http.post("/v1/adapters", data=form, files=files).raise_for_status()
 
     def get(self, path: str) -> None:
         self._http.get(path).raise_for_status()
@@ -98,6 +101,14 @@ def _steps(client: Client) -> dict[str, Step]:
     fresh = iter(range(1_000_000_000))
     return {
         "list the first 5 adapters": lambda: client.get("/v1/adapters?limit=5&after=a"),
+        "list 5 summaries by state": lambda: client.get("/v1/adapters?summary=true&limit=5&after=a&state=ready"),
+        "list 5 summaries by a common tag": lambda: client.get("/v1/adapters?summary=true&limit=5&tag=team=team-1"),
+        "list summaries by a tag of one version": lambda: client.get("/v1/adapters?summary=true&tag=needle=yes"),
+        "list summaries by a state that none has": lambda: client.get("/v1/adapters?summary=true&state=failed"),
+        "list 5 of many versions": lambda: client.get(f"/v1/adapters/{MANY_VERSIONS}/versions?limit=5"),
+        "list 5 of many versions by tag": lambda: client.get(
+            f"/v1/adapters/{MANY_VERSIONS}/versions?limit=5&tag=team=team-1"
+        ),
         "show one version of a name with few": lambda: client.get("/v1/adapters/adapter-000000/versions/1"),
         "show one version of the name with many": lambda: client.get(f"/v1/adapters/{MANY_VERSIONS}/versions/1"),
         "chat with its latest version": lambda: client.chat(f"{MANY_VERSIONS}@latest"),

@@ -43,6 +43,7 @@ STATUS: dict[type[Exception], int] = {
     artifact.Conflict: 409,
     artifact.JobCancelled: 409,
     artifact.JobLost: 409,
+    artifact.Changed: 412,
     artifact.StoreError: 500,
     artifact.StoreUnreachable: 503,
     artifact.RemoteError: 502,

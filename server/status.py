@@ -42,6 +42,10 @@ class Moment:
         self._loading = set(residency.loading())
         self._waiting = turns.waiting_by_line()
 
+    def resident_of(self, adapter: str) -> int:
+        """How many of its versions the engine holds."""
+        return sum(name.partition("@")[0] == adapter for name in self._held)
+
     def of(self, version: Version) -> Status:
         name = engine_name(version)
         held, waiting = self._held.get(name), self._waiting.get(name, 0)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from adapters.listing import Wanted
 from adapters.records import CHECKING
-from adapters.registry import Keep
+from adapters.registry import Adapter, Keep, Overview
 from adapters.upload import UploadLimits
 from server import uploads
 from server.auth import Publisher, require
-from server.routes.shapes import adapter_json, moment_of, shown_version
+from server.routes.answers import Expected, page, tagged
+from server.routes.queries import PAGE, Limit, Word, wanted
+from server.routes.shapes import adapter_json, moment_of, overview_json, shown_version
 from server.routes.versions import WaitSeconds, drain
-from server.services import Wired
+from server.services import Services, Wired
 from server.upload_fields import read_fields
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
@@ -27,10 +31,6 @@ class AdapterEdit(BaseModel):
 
     description: str | None = None
     tags: dict[str, str | None] = {}
-
-
-PAGE = 1000
-"""Adapters in an answer, at most and by default."""
 
 
 @changing.post("", status_code=201)
@@ -50,31 +50,36 @@ async def upload(request: Request, wired: Wired, response: Response, caller: Pub
 
 @reading.get("")
 async def list_adapters(
-    wired: Wired, after: str = "", limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE
-) -> dict[str, Any]:
-    """In the order of their names. Where there are more, `has_more` is true and `last_id` is the next `after`."""
-    found = await asyncio.to_thread(wired.registry.adapters, after=after, limit=limit + 1)
-    shown, moment = found[:limit], moment_of(wired)
-    return {
-        "object": "list",
-        "data": [adapter_json(adapter, moment) for adapter in shown],
-        "has_more": len(found) > limit,
-        "first_id": shown[0].name if shown else None,
-        "last_id": shown[-1].name if shown else None,
-    }
+    request: Request,
+    wired: Wired,
+    asked: Annotated[Wanted, Depends(wanted)],
+    after: Word = "",
+    limit: Limit = PAGE,
+    summary: bool = False,
+) -> Response:
+    """In the order of their names. Where there are more, `has_more` is true and `last_id` is the next `after`.
+
+    `summary`: how many versions each has in which state, in place of the versions.
+    """
+    find: Callable[..., Sequence[Adapter | Overview]] = wired.registry.overviews if summary else wired.registry.adapters
+    found = await asyncio.to_thread(find, asked, after=after or "", limit=limit + 1)
+    return tagged(request, page(_shown(found[:limit], wired), "name", len(found) > limit))
 
 
 @reading.get("/{name}")
-async def get_adapter(name: str, wired: Wired) -> dict[str, Any]:
-    return adapter_json(await asyncio.to_thread(wired.registry.adapter, name), moment_of(wired))
+async def get_adapter(request: Request, name: str, wired: Wired, summary: bool = False) -> Response:
+    find: Callable[[str], Adapter | Overview] = wired.registry.overview if summary else wired.registry.adapter
+    adapter = await asyncio.to_thread(find, name)
+    return tagged(request, _shown([adapter], wired)[0], adapter.revision)
 
 
 @changing.patch("/{name}")
-async def edit_adapter(name: str, wired: Wired, edit: AdapterEdit) -> dict[str, Any]:
+async def edit_adapter(request: Request, name: str, wired: Wired, edit: AdapterEdit, expected: Expected) -> Response:
     """`description` (null takes it away) and `tags`; a tag that is null goes, those not named stay."""
     description = edit.description if "description" in edit.model_fields_set else Keep.IT
-    await asyncio.to_thread(wired.registry.edit, name, description=description, tags=edit.tags)
-    return await get_adapter(name, wired)
+    edited = wired.registry.edit
+    await asyncio.to_thread(edited, name, description=description, tags=edit.tags, expected=expected)
+    return await get_adapter(request, name, wired)
 
 
 @changing.delete("/{name}")
@@ -82,3 +87,10 @@ async def delete_adapter(name: str, wired: Wired, response: Response, wait_s: Wa
     """The adapter and all its versions, drained."""
     adapter = await asyncio.to_thread(wired.registry.adapter, name)
     return await drain(wired, list(adapter.versions), wait_s, response) | {"name": name}
+
+
+def _shown(adapters: Sequence[Adapter | Overview], wired: Services) -> list[dict[str, Any]]:
+    moment = moment_of(wired)
+    return [
+        adapter_json(each, moment) if isinstance(each, Adapter) else overview_json(each, moment) for each in adapters
+    ]

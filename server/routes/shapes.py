@@ -5,14 +5,27 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from adapters.registry import Adapter, Move, Version
+from adapters.registry import About, Adapter, Alias, Move, Overview, Version
 from adapters.tags import Tags
-from adapters.targets import Target, to_json
+from adapters.targets import Target, main_version, to_json
 from server.services import Services
 from server.status import Moment
 
 
 def adapter_json(adapter: Adapter, moment: Moment) -> dict[str, Any]:
+    return _named(adapter) | {"versions": versions_json(adapter, moment)}
+
+
+def overview_json(overview: Overview, moment: Moment) -> dict[str, Any]:
+    return _named(overview) | {
+        "version_count": sum(overview.counts.values()),
+        "states": dict(sorted(overview.counts.items())),
+        "latest": overview.latest,
+        "resident": moment.resident_of(overview.name),
+    }
+
+
+def _named(adapter: Adapter | Overview) -> dict[str, Any]:
     return {
         "object": "adapter",
         "name": adapter.name,
@@ -21,10 +34,24 @@ def adapter_json(adapter: Adapter, moment: Moment) -> dict[str, Any]:
         "aliases": adapter.aliases,
         "splits": {alias: to_json(target) for alias, target in adapter.splits.items()},
         "tags": dict(adapter.tags),
-        "versions": [
-            version_json(version, adapter.aliases_of(version.number), adapter.tags_of(version.number), moment)
-            for version in adapter.versions
-        ],
+    }
+
+
+def versions_json(adapter: Adapter, moment: Moment) -> list[dict[str, Any]]:
+    return [
+        version_json(version, adapter.aliases_of(version.number), adapter.tags_of(version.number), moment)
+        for version in adapter.versions
+    ]
+
+
+def alias_json(alias: Alias) -> dict[str, Any]:
+    return {
+        "object": "adapter.alias",
+        "name": alias.adapter,
+        "alias": alias.name,
+        "version": main_version(alias.target) if alias.target else None,
+        "split": to_json(alias.target) if len(alias.target) > 1 else None,
+        "moves": [move_json(move) for move in alias.moves],
     }
 
 
@@ -45,7 +72,10 @@ def _ends(target: Target) -> int | dict[str, int] | None:
 
 
 async def shown_version(wired: Services, version: Version) -> dict[str, Any]:
-    about = await asyncio.to_thread(wired.registry.about, version)
+    return detail_json(wired, version, await asyncio.to_thread(wired.registry.about, version))
+
+
+def detail_json(wired: Services, version: Version, about: About) -> dict[str, Any]:
     return version_json(version, about.aliases, about.tags, moment_of(wired)) | {
         "verdict": version.manifest.verdict,
         "probe": version.probe,

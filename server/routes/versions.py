@@ -1,20 +1,23 @@
-"""Versions over HTTP: show one, its tags and its model card, delete."""
+"""Versions over HTTP: list, show one, its tags and its model card, delete."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict
 
 from adapters.card import generated
 from adapters.errors import Conflict
+from adapters.listing import Wanted
 from adapters.registry import Version
 from adapters.upload import README
 from server.auth import require
-from server.routes.shapes import shown_version
+from server.routes.answers import Expected, page, tagged
+from server.routes.queries import PAGE, Limit, wanted_versions
+from server.routes.shapes import detail_json, moment_of, versions_json
 from server.services import Services, Wired
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
@@ -32,11 +35,27 @@ class VersionEdit(BaseModel):
     tags: dict[str, str | None] = {}
 
 
+@reading.get("/{name}/versions")
+async def list_versions(
+    request: Request,
+    name: str,
+    wired: Wired,
+    asked: Annotated[Wanted, Depends(wanted_versions)],
+    after: Annotated[int, Query(ge=0, lt=10**9)] = 0,
+    limit: Limit = PAGE,
+) -> Response:
+    """In the order of their numbers. Where there are more, `has_more` is true and `last_id` is the next `after`."""
+    found = await asyncio.to_thread(wired.registry.page, name, asked, after=after, limit=limit + 1)
+    shown = versions_json(found, moment_of(wired))
+    return tagged(request, page(shown[:limit], "version", len(shown) > limit), found.revision)
+
+
 @reading.get("/{name}/versions/{ref}")
-async def get_version(name: str, ref: str, wired: Wired) -> dict[str, Any]:
+async def get_version(request: Request, name: str, ref: str, wired: Wired) -> Response:
     """`ref`: a version number, an alias, `latest` or `sha256:…`."""
     version = await asyncio.to_thread(wired.registry.resolve, name, ref)
-    return await shown_version(wired, version)
+    about = await asyncio.to_thread(wired.registry.about, version)
+    return tagged(request, detail_json(wired, version, about), about.revision)
 
 
 @reading.get("/{name}/versions/{ref}/card")
@@ -51,10 +70,12 @@ async def get_card(name: str, ref: str, wired: Wired) -> Response:
 
 
 @changing.patch("/{name}/versions/{number}")
-async def edit_version(name: str, number: Number, wired: Wired, edit: VersionEdit) -> dict[str, Any]:
+async def edit_version(
+    request: Request, name: str, number: Number, wired: Wired, edit: VersionEdit, expected: Expected
+) -> Response:
     """`tags`: one that is null goes, those not named stay. The files of a version never change."""
-    await asyncio.to_thread(wired.registry.edit, name, number, tags=edit.tags)
-    return await get_version(name, str(number), wired)
+    await asyncio.to_thread(wired.registry.edit, name, number, tags=edit.tags, expected=expected)
+    return await get_version(request, name, str(number), wired)
 
 
 @changing.delete("/{name}/versions/{number}")

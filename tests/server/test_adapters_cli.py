@@ -64,7 +64,7 @@ def test_the_life_of_an_adapter(call: Call, directory: Callable[[int], str]) -> 
     assert "mine@2" in call("push", directory(2), "--name", "mine")
 
     listed = call("list")
-    assert re.search(r"mine +2 +2 +0 +\d{4}-\d\d-\d\d +the \[first\]", listed)
+    assert re.search(r"mine +2 +2 +\d +\d{4}-\d\d-\d\d +the \[first\]", listed)
     assert "default→1" in call("promote", "mine", "1")
     assert "blue→2, default→1" in call("promote", "mine", "2", "--alias", "blue")
     assert "blue→2, default→2" in call("rollback", "mine")
@@ -74,7 +74,7 @@ def test_the_life_of_an_adapter(call: Call, directory: Callable[[int], str]) -> 
     assert "blue→2, default→2" in call("rollback", "mine")
 
     shown = call("show", "mine")
-    assert re.search(r"2 +ready +blue, default", shown)
+    assert re.search(r"2 +resident +blue, default", shown)
     assert "1 → 2  upload by anonymous" in shown
     assert "2 → 1  set by anonymous (taken back)" in shown
     assert "2 → 1=90 2=10  set by anonymous (taken back)" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -49,17 +50,21 @@ async def test_a_version_is_followed_from_its_load_to_its_deletion(tiny_base: Pa
 
 async def test_those_who_wait_for_a_version_are_counted(tiny_base: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_num_seqs": 1, "max_loras": 1}
-    async with world(tiny_base, tmp_path / "data", token_s=0.02, **settings).running() as narrow:
+    async with world(tiny_base, tmp_path / "data", token_s=0.5, **settings).running() as narrow:
         ingest(narrow, "a")
         body = chat("a", " ".join("x" * 20))
-        asked = [Exchange(narrow.app, "/v1/chat/completions", body).start() for _ in range(6)]
-        await until(lambda: narrow.engine.running >= 1 and narrow.services.turns.waiting >= 1)
-        waiting = narrow.services.turns.waiting
+        asked = [Exchange(narrow.app, "/v1/chat/completions", body) for _ in range(6)]
+        answering = [each.start() for each in asked]
+        turns = narrow.services.turns
+        await until(lambda: narrow.engine.running >= 1 and narrow.engine.running + turns.waiting == 6)
+        waiting = turns.waiting
+        assert waiting > 0
         assert (await shown(narrow, f"{ADAPTERS}/a/versions/1"))["waiting"] == waiting
         (entry,) = (await shown(narrow, "/v1/residency"))["data"]
         assert (entry["waiting"], entry["leases"], entry["idle_s"]) == (waiting, 6 - waiting, 0.0)
         for each in asked:
-            await each
+            each.leave()
+        await asyncio.wait(answering)
 
 
 @pytest.mark.parametrize("state", ["quarantined", "failed"])
