@@ -64,12 +64,14 @@ def lora(source: Source, max_rank: int) -> Plan | None:
 
 def _sort(source: Source) -> Tensors:
     tensors = Tensors()
-    for name, span in source.spans.items():
-        if (match := PART.fullmatch(name)) is not None:
+    parts = {name: PART.fullmatch(name) for name in source.spans}
+    for name, match in parts.items():
+        if match is not None:
             require_lora_module(match["module"], source.base)
-            tensors.pairs.setdefault(match["module"], {})[match["part"]] = span
-        else:
-            tensors.whole[_name_in_base(name, source)] = span
+            tensors.pairs.setdefault(match["module"], {})[match["part"]] = source.spans[name]
+    for name, match in parts.items():
+        if match is None:
+            tensors.whole[_name_in_base(name, source)] = source.spans[name]
     return tensors
 
 

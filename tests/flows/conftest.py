@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapters.base import BaseModel
+from adapters.nf4 import repair_dequantize
 from loadtests.synthetic import write_adapter
 from server.launch import launch
 from tests.flows.live import KEY, Live
@@ -57,4 +59,41 @@ def live(
         for name, path in (demo_adapters | random_adapters).items():
             response = running.upload(name, path)
             assert response.status_code == 201, response.text
+        yield running
+
+
+def write_nf4_values(base: BaseModel, directory: Path) -> Path:
+    """The base with every linear weight rounded to NF4 and back, all in fp32."""
+    import torch
+    from bitsandbytes import functional
+    from safetensors.torch import load_file, save_file
+
+    repair_dequantize()
+    shutil.copytree(base.path, directory)
+    tensors = {name: tensor.float() for name, tensor in load_file(directory / "model.safetensors").items()}
+    for module in base.modules:
+        weight = tensors[f"{module}.weight"]
+        packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+        tensors[f"{module}.weight"] = functional.dequantize_4bit(packed, state).to(torch.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def adapters(demo_adapters: dict[str, Path], random_adapters: dict[str, Path]) -> dict[str, Path]:
+    return demo_adapters | random_adapters
+
+
+@pytest.fixture(scope="session")
+def exact(base: BaseModel, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The values of the NF4 base, served in fp32. The adapters come without the note which base they belong to."""
+    root = tmp_path_factory.mktemp("fp32")
+    model = write_nf4_values(base, root / "base")
+    flags = ["--model", str(model), "--data-dir", str(root / "data"), f"--api-keys=admin:{KEY}"]
+    with launch([*flags, "--quantization", "none", "--dtype", "float32", "--max-loras", "2"], root / "log") as server:
+        server.wait_ready()
+        running = Live(server, BaseModel.read(model))
+        for name, path in adapters.items():
+            bare = shutil.copytree(path, root / name, ignore=shutil.ignore_patterns("loraplex.json"))
+            assert running.upload(name, bare).status_code == 201
         yield running

@@ -10,9 +10,7 @@ the reference's best one or within that tolerance of it.
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,7 @@ import pytest
 from adapters.base import BaseModel
 from adapters.nf4 import keep_unpacked, repair_dequantize
 from loadtests.synthetic import write_adapter
-from server.launch import launch
-from tests.flows.live import KEY, Live
+from tests.flows.live import Live
 
 pytestmark = pytest.mark.engine
 PROMPTS = (
@@ -118,23 +115,6 @@ def _nf4(dtype: Any) -> dict[str, Any]:
     return {"quantization_config": quantization, "dtype": dtype, "device_map": {"": "cpu"}}
 
 
-def write_nf4_values(base: BaseModel, directory: Path) -> Path:
-    """The base with every linear weight rounded to NF4 and back, all in fp32."""
-    import torch
-    from bitsandbytes import functional
-    from safetensors.torch import load_file, save_file
-
-    repair_dequantize()
-    shutil.copytree(base.path, directory)
-    tensors = {name: tensor.float() for name, tensor in load_file(directory / "model.safetensors").items()}
-    for module in base.modules:
-        weight = tensors[f"{module}.weight"]
-        packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-        tensors[f"{module}.weight"] = functional.dequantize_4bit(packed, state).to(torch.float32)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
-
-
 @pytest.fixture(scope="module")
 def mild(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """About as strong as trained ones. The flows' strong random adapters blow rounding up as much as the answer."""
@@ -147,26 +127,6 @@ def reference(live: Live, demo_adapters: dict[str, Path], mild: dict[str, Path])
     for name, path in mild.items():
         assert live.upload(name, path).status_code == 201
     return make_reference(live.base, demo_adapters | mild, "bfloat16")
-
-
-@pytest.fixture(scope="module")
-def adapters(demo_adapters: dict[str, Path], random_adapters: dict[str, Path]) -> dict[str, Path]:
-    return demo_adapters | random_adapters
-
-
-@pytest.fixture(scope="module")
-def exact(base: BaseModel, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """The values of the NF4 base, served in fp32. The adapters come without the note which base they belong to."""
-    root = tmp_path_factory.mktemp("fp32")
-    model = write_nf4_values(base, root / "base")
-    flags = ["--model", str(model), "--data-dir", str(root / "data"), f"--api-keys=admin:{KEY}"]
-    with launch([*flags, "--quantization", "none", "--dtype", "float32", "--max-loras", "2"], root / "log") as server:
-        server.wait_ready()
-        running = Live(server, BaseModel.read(model))
-        for name, path in adapters.items():
-            bare = shutil.copytree(path, root / name, ignore=shutil.ignore_patterns("loraplex.json"))
-            assert running.upload(name, bare).status_code == 201
-        yield running
 
 
 @pytest.fixture(scope="module")
