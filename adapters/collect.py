@@ -5,10 +5,12 @@ A server does the same through server/lifecycle, which waits for requests that r
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from adapters import removal
+from adapters.errors import NotFound
 from adapters.records import Version
 from adapters.registry import Registry
 from adapters.retention import REASONS, Judgement
@@ -40,7 +42,10 @@ def collect(
     store: Store, registry: Registry, keep: int | None, *, name: str | None = None, dry_run: bool = False
 ) -> Collected:
     """Of one adapter, or of all. `keep`: how many of the newest versions stay; None: all, and only leftovers go."""
-    judged = [each for adapter in chosen(registry, name) for each in registry.retire(adapter, keep, dry_run=dry_run)]
+    judged: list[Judgement] = []
+    for adapter in chosen(registry, name):
+        with suppress(NotFound):  # gone meanwhile
+            judged += registry.retire(adapter, keep, dry_run=dry_run)
     if not dry_run:
         finish(store, registry)
     return Collected(tuple(judged), tuple(removal.sweep(store, registry, dry_run=dry_run)), dry_run)

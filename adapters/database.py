@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import ArgumentError
 
-from adapters.errors import StoreError
+from adapters.errors import Conflict, StoreError
 
 BUSY_TIMEOUT_MS = 10_000
 IMMEDIATE = "loraplex_begin_immediate"
@@ -68,6 +68,45 @@ class Database:
                     yield
             else:
                 yield
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Held by every server while it is up. Waits while somebody is inside `unserved`."""
+        with self._presence(fcntl.LOCK_SH, "SELECT pg_advisory_lock_shared(:key)"):
+            yield
+
+    @contextmanager
+    def unserved(self) -> Iterator[None]:
+        """While this block runs, no server is up and none starts. Conflict where one is, on whatever machine."""
+        with self._presence(fcntl.LOCK_EX | fcntl.LOCK_NB, "SELECT pg_try_advisory_lock(:key)") as held:
+            if not held:
+                raise Conflict(
+                    "a server is up on this registry, and may be using what would be deleted; ask it instead "
+                    "(--server URL), or stop it first",
+                    code="server_running",
+                )
+            yield
+
+    @contextmanager
+    def _presence(self, flock: int, statement: str) -> Iterator[bool]:
+        """Whether it was had. It ends with its holder, however that dies; PostgreSQL's also with the connection."""
+        if self._engine.dialect.name == "postgresql":
+            options = {"isolation_level": "AUTOCOMMIT"}  # no transaction stands open for as long as a server is up
+            with self._engine.connect().execution_options(**options) as connection:
+                try:
+                    yield connection.execute(text(statement), {"key": ADVISORY_LOCK + 1}).scalar() is not False
+                finally:
+                    connection.invalidate()  # back in the pool it would hold the lock for ever
+        elif (file := self._engine.url.database) not in (None, "", ":memory:"):
+            with Path(f"{file}.served").open("ab") as lock:
+                try:
+                    fcntl.flock(lock, flock)
+                except BlockingIOError:
+                    yield False
+                else:
+                    yield True
+        else:
+            yield True
 
     def close(self) -> None:
         self._engine.dispose()

@@ -71,6 +71,14 @@ class Registry:
         """Held by whoever makes files and registry agree, on whatever machine. Not reentrant."""
         return self._database.alone()
 
+    def serving(self) -> AbstractContextManager[None]:
+        """Held by every server while it is up."""
+        return self._database.serving()
+
+    def unserved(self) -> AbstractContextManager[None]:
+        """Held by whoever deletes with no server to wait for requests. Conflict while one is up."""
+        return self._database.unserved()
+
     def close(self) -> None:
         self._database.close()
 

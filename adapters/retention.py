@@ -5,10 +5,10 @@ A pure judgement. Knows no database, no files and no engine; `adapters.holds` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from adapters.records import DRAINING, FAILED, QUARANTINED, Adapter, Version
+from adapters.records import CHECKING, DRAINING, FAILED, QUARANTINED, Adapter, Version
 
 REASONS = {
     "recent": "one of the newest that are kept, or newer than one of them",
@@ -21,8 +21,10 @@ REASONS = {
     "state": "it is on its way in or out already",
 }
 """Why a version stays; of several reasons the first."""
-FINISHED_OFF = {QUARANTINED, FAILED}
-"""States that cannot serve and do not count as one of the newest."""
+PASSING = {CHECKING, DRAINING}
+"""States that somebody is about to change."""
+USELESS = {QUARANTINED, FAILED, *PASSING}
+"""What cannot serve does not count as one of the newest."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,11 @@ class Judgement:
 
 
 def judge(
-    adapter: Adapter,
-    keep: int | None,
-    holds: Holds,
-    in_use: Callable[[Version], bool] = lambda _: False,
-    passing: Collection[str] = (DRAINING,),
+    adapter: Adapter, keep: int | None, holds: Holds, in_use: Callable[[Version], bool] = lambda _: False
 ) -> list[Judgement]:
     """Every version, oldest first. `keep`: how many of the newest that can serve stay; None: all of them.
 
-    `in_use`: whether requests hold it. `passing`: states that somebody else is about to change.
+    `in_use`: whether requests hold it.
     """
     oldest_kept = _oldest_kept(adapter, keep)
 
@@ -70,7 +68,7 @@ def judge(
             "rollback": number in holds.rollbacks,
             "job": bool(holds.named_by_jobs & {adapter.name, version.ref, version.digest}),
             "leased": in_use(version),
-            "state": version.state in passing,
+            "state": version.state in PASSING,
         }
         return next((why for why in REASONS if held[why]), None)
 
@@ -79,5 +77,5 @@ def judge(
 
 def _oldest_kept(adapter: Adapter, keep: int | None) -> int | None:
     """The number from which on all versions are recent; None: from the first."""
-    usable = [version.number for version in adapter.versions if version.state not in {*FINISHED_OFF, DRAINING}]
+    usable = [version.number for version in adapter.versions if version.state not in USELESS]
     return None if keep is None or len(usable) < keep else usable[-keep]

@@ -19,6 +19,7 @@ from adapters.registry import Registry, Version
 from adapters.upload import UploadedFile, UploadOptions
 from server.errors import EngineUnavailable, Overloaded
 from server.fetches import Fetches
+from server.lifecycle import Lifecycle
 from server.probe import Probe
 from server.resolve import engine_name
 
@@ -34,10 +35,13 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 class Admission:
     """`probe`: None takes whatever passes the gate."""
 
-    def __init__(self, registry: Registry, ingest: Ingest, fetches: Fetches, probe: Probe | None) -> None:
+    def __init__(
+        self, registry: Registry, ingest: Ingest, fetches: Fetches, lifecycle: Lifecycle, probe: Probe | None
+    ) -> None:
         self._registry = registry
         self._ingest = ingest
         self._fetches = fetches
+        self._lifecycle = lifecycle
         self._probe = probe
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._one_trial = asyncio.Lock()
@@ -57,6 +61,7 @@ class Admission:
     async def settled(self, version: Version, created: bool, wait_s: float = WAIT_S) -> Version:
         """The version as its trial leaves it. Raises InvalidAdapter where that refuses it."""
         if version.state != CHECKING or self._probe is None:
+            self._lifecycle.trim(version.adapter)
             return version
         await asyncio.wait([self._start(version)], timeout=wait_s)
         found = await asyncio.to_thread(self._registry.resolve, version.adapter, str(version.number))
@@ -124,4 +129,5 @@ class Admission:
                 await asyncio.to_thread(self._registry.reject, version, error.message)
             else:
                 await asyncio.to_thread(self._registry.admit, version, findings)
+                self._lifecycle.trim(version.adapter)
                 log.info("adapter admitted", extra={"adapter": version.ref, "mean_change": findings["mean_change"]})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
@@ -31,10 +32,11 @@ from server.logs import Edge
 from server.probe import Probe
 from server.residency import Residency
 from server.resolve import Resolver
-from server.routes import adapters, aliases, files, generation, health, models, operations, versions
+from server.routes import adapters, aliases, files, generation, health, models, operations, upkeep, versions
 from server.services import Services
 from server.settings import Settings
 from server.telemetry import Telemetry
+from server.upkeep import Upkeep
 
 
 def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None = None) -> FastAPI:
@@ -52,6 +54,8 @@ def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None 
     for noun in (adapters, versions, aliases):
         app.include_router(noun.reading)
         app.include_router(noun.changing)
+    for router in (upkeep.collecting, upkeep.verifying):
+        app.include_router(router)
     for each in (generation, models, files, operations, health):
         app.include_router(each.router)
     return app
@@ -65,14 +69,15 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     ingest = Ingest(store, registry, base, limits, settings.max_lora_rank)
     pool = EnginePool(build_engine, on_loss=lambda: residency.forget_all())
     residency = Residency(pool.running, settings.resident_adapters, settings.adapter_wait_s)
-    lifecycle = Lifecycle(registry, ingest, residency)
+    lifecycle = Lifecycle(registry, ingest, residency, settings.keep_versions)
     telemetry = Telemetry(settings.max_metric_adapters)
     resolver = Resolver(registry, store, base.name)
     fetches = Fetches(store)
     turns = line_up(settings)
     generator = Generator(pool, resolver, fetches, turns, residency, lifecycle, telemetry, settings.max_request_bytes)
+    upkeep = Upkeep(store, registry, ingest, residency, lifecycle)
     probe = Probe(pool, turns, residency) if settings.probe_uploads else None
-    admission = Admission(registry, ingest, fetches, probe)
+    admission = Admission(registry, ingest, fetches, lifecycle, probe)
     return Services(
         settings,
         base,
@@ -85,6 +90,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         turns,
         residency,
         lifecycle,
+        upkeep,
         generator,
         telemetry,
     )
@@ -125,6 +131,15 @@ def engine_builder(settings: Settings, base: BaseModel) -> Callable[[], Engine]:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
+    with ExitStack() as held:
+        held.callback(services.registry.close)
+        await asyncio.to_thread(held.enter_context, services.registry.serving())
+        async with _running(services):
+            yield
+
+
+@asynccontextmanager
+async def _running(services: Services) -> AsyncIterator[None]:
     services.ingest.sweep()
     services.pool.open()
     await services.lifecycle.resume()
@@ -135,5 +150,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.admission.close()
         await services.lifecycle.close()
         services.fetches.close()
+        services.upkeep.close()
         await services.pool.close()
-        services.registry.close()

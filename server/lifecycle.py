@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
+from adapters.errors import NotFound
 from adapters.ingest import Ingest
 from adapters.records import DRAINING, QUARANTINED, READY
 from adapters.registry import Registry, Version
+from adapters.retention import Judgement
 from server.residency import Residency
 from server.resolve import engine_name
 
@@ -20,10 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class Lifecycle:
-    def __init__(self, registry: Registry, ingest: Ingest, residency: Residency) -> None:
+    """`keep_versions`: how many of the newest stay when another comes; None: all."""
+
+    def __init__(
+        self, registry: Registry, ingest: Ingest, residency: Residency, keep_versions: int | None = None
+    ) -> None:
         self._registry = registry
         self._ingest = ingest
         self._residency = residency
+        self._keep_versions = keep_versions
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """What is under way, by its action and version: `delete a@3`."""
 
@@ -31,6 +39,23 @@ class Lifecycle:
         """Refuse new requests from now on; the returned task ends when files and aliases are gone."""
         await asyncio.to_thread(self._registry.set_state, version.adapter, version.number, DRAINING)
         return self._start(f"delete {version.ref}", self._drain_and_forget(version))
+
+    async def retire(
+        self, name: str, keep: int | None, *, dry_run: bool = False
+    ) -> tuple[list[Judgement], list[asyncio.Task[None]]]:
+        """Judge every version of an adapter, and begin to delete those that may go. See `adapters.retention`."""
+        used = {held for held, entry in self._residency.snapshot().items() if entry.leases}
+        used.update(self._residency.loading())
+        judged = await asyncio.to_thread(
+            self._registry.retire, name, keep, lambda version: engine_name(version) in used, dry_run=dry_run
+        )
+        going = [] if dry_run else [each.version for each in judged if each.goes]
+        return judged, [self._start(f"delete {version.ref}", self._drain_and_forget(version)) for version in going]
+
+    def trim(self, name: str) -> None:
+        """In the background, after an upload: versions beyond `keep_versions` go."""
+        if self._keep_versions is not None:
+            self._start(f"trim {name}", self._trim(name, self._keep_versions))
 
     async def quarantine(self, version: Version, reason: str) -> None:
         """Take a version out of service, keep its files for whoever must find out why. No effect on a draining one."""
@@ -68,6 +93,12 @@ class Lifecycle:
         async with self._residency.retiring(engine_name(version)):
             await asyncio.to_thread(self._ingest.forget, version.adapter, version.number, with_aliases=True)
         log.info("adapter deleted", extra={"adapter": version.ref})
+
+    async def _trim(self, name: str, keep: int) -> None:
+        with suppress(NotFound):  # deleted meanwhile
+            judged, _ = await self.retire(name, keep)
+            if gone := [each.version.ref for each in judged if each.goes]:
+                log.info("older versions go", extra={"adapter": name, "versions": gone})
 
     async def _free(self, version: Version) -> None:
         async with self._residency.retiring(engine_name(version)):

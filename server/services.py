@@ -20,6 +20,7 @@ from server.lifecycle import Lifecycle
 from server.residency import Residency
 from server.settings import Settings
 from server.telemetry import Telemetry
+from server.upkeep import Upkeep
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Services:
     turns: Turns
     residency: Residency
     lifecycle: Lifecycle
+    upkeep: Upkeep
     generator: Generator
     telemetry: Telemetry
 

@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     max_waiting_requests: int = Field(default=1024, ge=1)
     """How many requests may wait for their turn; one more gets 429."""
 
+    keep_versions: int | None = Field(default=None, ge=1)
+    """How many of an adapter's newest versions stay when another is uploaded; by default all. What an alias, a shadow,
+    a rollback, a job or a request needs stays in any case."""
     max_upload_bytes: int = Field(default=1 << 30, ge=1)
     """Largest upload, counted on the wire and again while unpacking."""
     max_upload_files: int = Field(default=256, ge=1)

@@ -497,3 +497,63 @@ def test_an_unknown_name_among_many_is_answered_briefly(registry: Registry) -> N
         registry.add_version(f"a{number:02}", manifest("1"))
     with pytest.raises(NotFound, match=r"registered: a00, .*, a07 and 12 more$"):
         registry.resolve("b")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def two(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Registry, Registry]]:
+    """The same database, opened twice."""
+    url = f"sqlite:///{tmp_path}/two.db" if request.param == "sqlite" else request.getfixturevalue("postgres")()
+    first, second = Registry(url), Registry(url)
+    yield first, second
+    first.close()
+    second.close()
+
+
+def test_while_a_server_is_up_nobody_is_alone_with_the_registry(two: tuple[Registry, Registry]) -> None:
+    first, second = two
+    for _ in range(2):
+        with first.serving(), second.serving():
+            with pytest.raises(Conflict, match="a server is up"):
+                with second.unserved():
+                    raise AssertionError
+    with pytest.raises(KeyError):
+        with first.unserved():
+            raise KeyError
+    with second.unserved():
+        pass
+
+
+def test_a_server_waits_until_whoever_is_alone_has_done(two: tuple[Registry, Registry]) -> None:
+    order: list[str] = []
+
+    def serve() -> None:
+        with two[1].serving():
+            order.append("served")
+
+    serving = threading.Thread(target=serve)
+    with two[0].unserved():
+        serving.start()
+        serving.join(0.2)
+        order.append("done")
+    serving.join()
+    assert order == ["done", "served"]
+
+
+def test_of_all_who_make_files_and_rows_agree_one_goes_at_a_time(two: tuple[Registry, Registry]) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(registry: Registry) -> None:
+        for _ in range(5):
+            with registry.alone():
+                inside.append(1)
+                most.append(len(inside))
+                registry.adapters()  # needs a connection of its own
+                inside.pop()
+
+    threads = [threading.Thread(target=work, args=(registry,)) for registry in (*two, *two)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 20

@@ -12,7 +12,7 @@ from adapters.manifest import Manifest
 from adapters.records import Adapter, Version
 from adapters.retention import REASONS, Holds, judge
 
-STATES = {"r": "ready", "q": "quarantined", "f": "failed", "d": "draining"}
+STATES = {"r": "ready", "q": "quarantined", "f": "failed", "d": "draining", "c": "checking", "m": "merge_only"}
 
 
 def adapter(states: str, targets: Mapping[str, Mapping[int, int]] | None = None) -> Adapter:
@@ -59,6 +59,10 @@ def said(states: str, keep: int | None, targets: Mapping[str, Mapping[int, int]]
         # Neither does what is on its way out; it is not deleted twice.
         ("rdr", 1, "- state recent"),
         ("rrd", 1, "- recent recent"),
+        # What is still checked may fail: it replaces nothing yet.
+        ("rrc", 1, "- recent recent"),
+        ("rcr", 1, "- state recent"),
+        ("rmm", 2, "- recent recent"),
     ],
 )
 def test_the_newest_that_can_serve_stay(states: str, keep: int | None, expected: str) -> None:

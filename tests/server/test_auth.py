@@ -14,6 +14,7 @@ from tests.server.harness import KEYS, chat
 OPEN = {"/livez", "/readyz", "/health"}
 PUBLISHING = {
     ("POST", "/v1/adapters"),
+    ("POST", "/v1/adapters/gc"),
     ("PUT", "/v1/adapters/{name}/aliases/{alias}"),
     ("DELETE", "/v1/adapters/{name}/aliases/{alias}"),
     ("POST", "/v1/adapters/{name}/rollback"),
@@ -25,7 +26,13 @@ PUBLISHING = {
     ("GET", "/v1/adapters/{name}/versions/{ref}/archive"),
     ("PATCH", "/v1/adapters/{name}/versions/{number}"),
 }
-OPERATING = {("GET", "/metrics"), ("GET", "/v1/residency"), ("GET", "/version"), ("GET", "/openapi.json")}
+OPERATING = {
+    ("GET", "/metrics"),
+    ("GET", "/v1/residency"),
+    ("GET", "/version"),
+    ("GET", "/openapi.json"),
+    ("POST", "/v1/adapters/verify"),
+}
 
 
 def every_route(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
