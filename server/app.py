@@ -33,6 +33,7 @@ from server.probe import Probe
 from server.residency import Residency
 from server.resolve import Resolver
 from server.routes import adapters, aliases, files, generation, health, models, operations, upkeep, versions
+from server.running import Running
 from server.services import Services
 from server.settings import Settings
 from server.telemetry import Telemetry
@@ -69,12 +70,15 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     ingest = Ingest(store, registry, base, limits, settings.max_lora_rank)
     pool = EnginePool(build_engine, on_loss=lambda: residency.forget_all())
     residency = Residency(pool.running, settings.resident_adapters, settings.adapter_wait_s)
-    lifecycle = Lifecycle(registry, ingest, residency, settings.keep_versions)
+    running = Running()
+    lifecycle = Lifecycle(registry, ingest, residency, running, settings.keep_versions)
     telemetry = Telemetry(settings.max_metric_adapters)
     resolver = Resolver(registry, store, base.name)
     fetches = Fetches(store)
     turns = line_up(settings)
-    generator = Generator(pool, resolver, fetches, turns, residency, lifecycle, telemetry, settings.max_request_bytes)
+    generator = Generator(
+        pool, resolver, fetches, turns, residency, running, lifecycle, telemetry, settings.max_request_bytes
+    )
     upkeep = Upkeep(store, registry, ingest, residency, lifecycle)
     probe = Probe(pool, turns, residency) if settings.probe_uploads else None
     admission = Admission(registry, ingest, fetches, lifecycle, probe)

@@ -22,12 +22,13 @@ from starlette.types import Receive, Scope, Send
 from server import problems
 from server.engine.pool import EnginePool
 from server.engine.protocol import Answer, Endpoint, Generation, Stats
-from server.errors import BadRequest, CorruptedOutput, RequestTooLarge, ServerError
-from server.fairness import BASE, Turn, Turns
+from server.errors import AdapterUnavailable, BadRequest, CorruptedOutput, RequestTooLarge, ServerError
+from server.fairness import BASE, Line, Turn, Turns
 from server.fetches import Fetches
 from server.lifecycle import Lifecycle
 from server.residency import Residency
 from server.resolve import Resolver, Target
+from server.running import Running, Use
 from server.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Generator:
         fetches: Fetches,
         turns: Turns,
         residency: Residency,
+        running: Running,
         lifecycle: Lifecycle,
         telemetry: Telemetry,
         max_request_bytes: int,
@@ -53,6 +55,7 @@ class Generator:
         self._fetches = fetches
         self._turns = turns
         self._residency = residency
+        self._running = running
         self._lifecycle = lifecycle
         self._telemetry = telemetry
         self._max_request_bytes = max_request_bytes
@@ -69,30 +72,37 @@ class Generator:
         return await _until_disconnect(request, lambda: self._generate(endpoint, body, target))
 
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:
-        target = await self._fetches.at_hand(target)
         async with AsyncExitStack() as held:
-            turn = await self._turn(body, target, held)
-            adapter = None
-            if target.version is not None:
-                assert target.path is not None
-                adapter = await held.enter_async_context(self._residency.lease(target.engine_name, target.path))
-            engine = self._pool.running()  # after the lease: the handle is of this engine, not of one lost meanwhile
-            generation = Generation(endpoint, body, uuid.uuid4().hex, target.asked, adapter)
-            try:
-                answer = await held.enter_async_context(engine.generate(generation))
-            except ServerError as error:
-                self._count(endpoint, target, problems.status_of(error), Stats())
-                await self._corrupted(error, target)
-                raise
-            held.push_async_callback(self._record, endpoint, target, answer, turn)
+            use = held.enter_context(self._running.entered(_line(target)))
+            with use.guard():
+                answer = await self._begin(endpoint, body, target, held)
             if answer.events is None:
                 return JSONResponse(answer.body, answer.status, _headers(target))
-            return LeasedStream(answer.events, held.pop_all(), _headers(target))
+            return LeasedStream(use, answer.events, held.pop_all(), _headers(target))
+
+    async def _begin(self, endpoint: Endpoint, body: dict[str, Any], target: Target, held: AsyncExitStack) -> Answer:
+        """The whole answer, or one whose events are still to come; `held` has what must be given back behind it."""
+        target = await self._fetches.at_hand(target)
+        turn = await self._turn(body, target, held)
+        adapter = None
+        if target.version is not None:
+            assert target.path is not None
+            adapter = await held.enter_async_context(self._residency.lease(target.engine_name, target.path))
+        engine = self._pool.running()  # after the lease: the handle is of this engine, not of one lost meanwhile
+        generation = Generation(endpoint, body, uuid.uuid4().hex, target.asked, adapter)
+        try:
+            answer = await held.enter_async_context(engine.generate(generation))
+        except ServerError as error:
+            self._count(endpoint, target, problems.status_of(error), Stats())
+            await self._corrupted(error, target)
+            raise
+        held.push_async_callback(self._record, endpoint, target, answer, turn)
+        return answer
 
     async def _turn(self, body: dict[str, Any], target: Target, held: AsyncExitStack) -> Turn:
         """Wait for this request's turn; meanwhile its adapter is loaded if there is room that nobody needs."""
         self._pool.running()  # nobody waits for an engine that is not there
-        turn = self._turns.join(BASE if target.version is None else target.engine_name, _sequences(body))
+        turn = self._turns.join(_line(target), _sequences(body))
         held.callback(self._turns.leave, turn)
         if turn.granted.done():
             waited_s = 0.0
@@ -129,15 +139,32 @@ class Generator:
 class LeasedStream(StreamingResponse):
     """Server-sent events that hold a lease: it is given back even if the client left before the first event."""
 
-    def __init__(self, events: AsyncIterator[str], held: AsyncExitStack, headers: dict[str, str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
+    def __init__(self, use: Use, events: AsyncIterator[str], held: AsyncExitStack, headers: dict[str, str]) -> None:
+        content = _until_cut(use, events)
+        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
+        self._use = use
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with self._use.stoppable():
+                await super().__call__(scope, receive, send)
         finally:
             await asyncio.shield(self._held.aclose())
+
+
+async def _until_cut(use: Use, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The engine's events; those of a request that is cut off end with an error."""
+    try:
+        while True:
+            with use.guard():
+                event = await anext(events)
+            yield event
+    except StopAsyncIteration:
+        return
+    except AdapterUnavailable as error:
+        yield problems.event(problems.status_of(error), error.message, code=error.code)
+        yield "data: [DONE]\n\n"
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -177,6 +204,10 @@ def _model_of(body: dict[str, Any]) -> str:
     if not isinstance(asked, str):
         raise BadRequest(f"model is a {type(asked).__name__}, expected a string", param="model")
     return asked
+
+
+def _line(target: Target) -> Line:
+    return BASE if target.version is None else target.engine_name
 
 
 def _sequences(body: dict[str, Any]) -> int:

@@ -18,6 +18,7 @@ from adapters.registry import Registry, Version
 from adapters.retention import Judgement
 from server.residency import Residency
 from server.resolve import engine_name
+from server.running import Running
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,17 @@ class Lifecycle:
     """`keep_versions`: how many of the newest stay when another comes; None: all."""
 
     def __init__(
-        self, registry: Registry, ingest: Ingest, residency: Residency, keep_versions: int | None = None
+        self,
+        registry: Registry,
+        ingest: Ingest,
+        residency: Residency,
+        running: Running,
+        keep_versions: int | None = None,
     ) -> None:
         self._registry = registry
         self._ingest = ingest
         self._residency = residency
+        self._running = running
         self._keep_versions = keep_versions
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """What is under way, by its action and version: `delete a@3`."""
@@ -56,6 +63,14 @@ class Lifecycle:
         """In the background, after an upload: versions beyond `keep_versions` go."""
         if self._keep_versions is not None:
             self._start(f"trim {name}", self._trim(name, self._keep_versions))
+
+    async def cut(self, version: Version) -> int:
+        """Of a version that is being deleted, end the requests that use it now; returns how many."""
+        await asyncio.sleep(0)  # its deletion has begun: whoever comes now hears that it is being removed
+        found = self._running.cut(engine_name(version))
+        if found:
+            log.warning("requests cut off", extra={"adapter": version.ref, "requests": found})
+        return found
 
     async def quarantine(self, version: Version, reason: str) -> None:
         """Take a version out of service, keep its files for whoever must find out why. No effect on a draining one."""

@@ -83,10 +83,12 @@ async def edit_adapter(request: Request, name: str, wired: Wired, edit: AdapterE
 
 
 @changing.delete("/{name}")
-async def delete_adapter(name: str, wired: Wired, response: Response, wait_s: WaitSeconds = 30) -> dict[str, Any]:
-    """The adapter and all its versions, drained."""
+async def delete_adapter(
+    name: str, wired: Wired, response: Response, wait_s: WaitSeconds = 30, force: bool = False
+) -> dict[str, Any]:
+    """The adapter and all its versions, drained; `force` cuts off the requests that run."""
     adapter = await asyncio.to_thread(wired.registry.adapter, name)
-    return await drain(wired, list(adapter.versions), wait_s, response) | {"name": name}
+    return await drain(wired, list(adapter.versions), wait_s, force, response) | {"name": name}
 
 
 def _shown(adapters: Sequence[Adapter | Overview], wired: Services) -> list[dict[str, Any]]:

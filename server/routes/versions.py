@@ -80,9 +80,12 @@ async def edit_version(
 
 @changing.delete("/{name}/versions/{number}")
 async def delete_version(
-    name: str, number: int, wired: Wired, response: Response, wait_s: WaitSeconds = 30
+    name: str, number: int, wired: Wired, response: Response, wait_s: WaitSeconds = 30, force: bool = False
 ) -> dict[str, Any]:
-    """Drains: running requests finish, then engine memory, then the files go. 202 when that takes over `wait_s`."""
+    """Drains: running requests finish, then engine memory, then the files go. 202 when that takes over `wait_s`.
+
+    `force`: running requests are cut off; `cut` says how many of which version.
+    """
     version = await asyncio.to_thread(wired.registry.resolve, name, str(number))
     if pointing := await asyncio.to_thread(wired.registry.aliases_of, version):
         raise Conflict(
@@ -90,11 +93,14 @@ async def delete_version(
             f"or delete the whole adapter {name}",
             code="version_in_use",
         )
-    return await drain(wired, [version], wait_s, response)
+    return await drain(wired, [version], wait_s, force, response)
 
 
-async def drain(wired: Services, versions: list[Version], wait_s: float, response: Response) -> dict[str, Any]:
+async def drain(
+    wired: Services, versions: list[Version], wait_s: float, force: bool, response: Response
+) -> dict[str, Any]:
     tasks = [await wired.lifecycle.delete(version) for version in versions]
+    cut = {version.ref: await wired.lifecycle.cut(version) for version in versions} if force else {}
     pending: set[asyncio.Task[None]] = set()
     if tasks:
         ended, pending = await asyncio.wait(tasks, timeout=wait_s)
@@ -105,5 +111,6 @@ async def drain(wired: Services, versions: list[Version], wait_s: float, respons
     return {
         "object": "adapter.deleted",
         "versions": [version.ref for version in versions],
+        "cut": {ref: requests for ref, requests in cut.items() if requests},
         "deleted": not pending,
     }

@@ -126,6 +126,7 @@ def test_a_deleted_adapter_is_gone_everywhere(client: TestClient, built: World) 
         "object": "adapter.deleted",
         "name": "a",
         "versions": ["a@1", "a@2"],
+        "cut": {},
         "deleted": True,
     }
     assert client.get(f"{ADAPTERS}/a").status_code == 404

@@ -1,0 +1,102 @@
+"""Requests that use an adapter now, by its engine name, so that a forced deletion can cut them off.
+
+A request is cut where it waits for something, by cancelling that wait; what it hears is AdapterUnavailable. One that is
+stuck with its client (`send` does not return) is cancelled as a whole, a moment later. Knows no HTTP and no engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from server.errors import AdapterUnavailable
+
+GRACE_S = 2.0
+"""How long one that has been cut may take to say so to its client."""
+
+
+class Use:
+    """One request. `guard` what it waits for; whoever streams makes that whole `stoppable`."""
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+        self.is_cut = False
+        self._waiting: asyncio.Task[object] | None = None
+        self._whole: asyncio.Task[object] | None = None
+
+    def cut(self) -> None:
+        self.is_cut = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        asyncio.get_running_loop().call_later(GRACE_S, self._stop)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Raises AdapterUnavailable in the place of what the block would have waited for."""
+        if self.is_cut:
+            raise self._deleted()
+        task = self._waiting = _current()
+        before = task.cancelling()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._is_mine(task, before):
+                raise self._deleted() from None
+            raise  # the client left as well
+        finally:
+            self._waiting = None
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """The block just ends when it is stuck after a cut."""
+        task = self._whole = _current()
+        before = task.cancelling()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._is_mine(task, before):
+                raise
+        finally:
+            self._whole = None
+
+    def _is_mine(self, task: asyncio.Task[object], before: int) -> bool:
+        """Whether the cancellation of this task is the cut, and no other's."""
+        return self.is_cut and task.uncancel() <= before
+
+    def _stop(self) -> None:
+        if self._whole is not None:
+            self._whole.cancel()
+
+    def _deleted(self) -> AdapterUnavailable:
+        return AdapterUnavailable(f"adapter {self.name} was deleted while it answered", code="adapter_deleted")
+
+
+class Running:
+    def __init__(self) -> None:
+        self._uses: dict[str | None, set[Use]] = {}
+
+    @contextmanager
+    def entered(self, name: str | None) -> Iterator[Use]:
+        """None: the base model, which nobody cuts."""
+        use = Use(name)
+        self._uses.setdefault(name, set()).add(use)
+        try:
+            yield use
+        finally:
+            self._uses[name].discard(use)
+            if not self._uses[name]:
+                del self._uses[name]
+
+    def cut(self, name: str) -> int:
+        """All that use it now; returns how many these are."""
+        uses = [use for use in self._uses.get(name, ()) if not use.is_cut]
+        for use in uses:
+            use.cut()
+        return len(uses)
+
+
+def _current() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
