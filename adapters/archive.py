@@ -66,7 +66,7 @@ def _require_new(parts: tuple[str, ...], seen: set[tuple[str, ...]]) -> None:
 def _require_one_root(parts: tuple[str, ...], roots: set[tuple[str, ...]]) -> None:
     roots.add(parts[:-1])
     if len(roots) > 1:
-        places = " and ".join(sorted("/".join(root)[:80] or "the root" for root in roots))
+        places = " and ".join(sorted(ascii("/".join(root)[:80]) if root else "the root" for root in roots))
         raise UploadError(f"adapter files lie in {places}; send one adapter in one directory", code="nesting")
 
 
@@ -78,7 +78,10 @@ def _write(member: Member, path: Path, left: int, limits: UploadLimits) -> int:
             for chunk in member.chunks:
                 written += len(chunk)
                 if written > left:
-                    raise UploadTooLarge(f"unpacks to more than {limits.max_bytes} bytes, the limit for all files")
+                    raise UploadTooLarge(
+                        f"unpacks to more than {limits.max_bytes} bytes, the limit for all files; send only the "
+                        "adapter's own"
+                    )
                 file.write(chunk)
     except OSError as error:
         raise StoreError(f"could not write the upload: {error}; check the disk's space and permissions") from error

@@ -19,6 +19,7 @@ from typing import IO, BinaryIO, cast
 from adapters.errors import UnsafeArchive, UploadError, UploadTooLarge
 from adapters.gunzip import Gunzip
 from adapters.upload import UploadLimits
+from adapters.zip_layout import require_layout
 
 CHUNK_BYTES = 1 << 14
 """Also the most that one tar header may hold: the standard library's pax parser is quadratic in it."""
@@ -26,8 +27,6 @@ HEADER_BYTES_A_FILE = 4096
 """Room for one member's headers: names, pax records, padding."""
 END_BYTES = 1 << 20
 """Room for the padding behind the last member."""
-LOCAL_HEADER_BYTES = 30
-END_RECORD, END_RECORD_BYTES = b"PK\x05\x06", 22
 
 # What the parsers of the standard library raise for damaged input, beside their own errors.
 DAMAGED = (
@@ -86,27 +85,11 @@ def read_zip(stream: BinaryIO, limits: UploadLimits) -> Iterator[Member]:
         # The central directory is read in one piece: its size is what bounds the number of members.
         directory_bytes = max(1 << 17, limits.max_files * HEADER_BYTES_A_FILE)
         with zipfile.ZipFile(cast(BinaryIO, _BoundedStream(stream, directory_bytes, None))) as archive:
-            _require_alone(stream, archive)
             for entry in archive.infolist():
                 _require_plain(entry)
+            require_layout(stream, archive)
+            for entry in archive.infolist():
                 yield Member(entry.orig_filename, not entry.is_dir(), _zip_chunks(archive, entry))
-
-
-def _require_alone(stream: BinaryIO, archive: zipfile.ZipFile) -> None:
-    """Nothing before the first member, nothing behind the end, and no two members of the same bytes."""
-    begins = min((entry.header_offset for entry in archive.infolist()), default=0) == 0
-    stream.seek(-END_RECORD_BYTES - len(archive.comment), io.SEEK_END)
-    end = stream.read(END_RECORD_BYTES)
-    ends = end.startswith(END_RECORD) and int.from_bytes(end[-2:], "little") == len(archive.comment)
-    if not (begins and ends):
-        raise UnsafeArchive("the zip file begins or ends with something else; send one archive and nothing beside it")
-    free = 0
-    for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
-        if entry.header_offset < free:
-            raise UnsafeArchive(f"{entry.filename[:200]!r} overlaps another member; pack it again")
-        free = entry.header_offset + LOCAL_HEADER_BYTES + len(entry.orig_filename) + entry.compress_size
-    if free > archive.start_dir:
-        raise UnsafeArchive("the last member overlaps the zip file's directory; pack it again")
 
 
 def _require_plain(entry: zipfile.ZipInfo) -> None:
@@ -122,8 +105,17 @@ def _require_plain(entry: zipfile.ZipInfo) -> None:
 
 
 def _zip_chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    left = entry.file_size
     with _reporting_damage(), archive.open(entry) as file:
-        yield from _chunks(file)
+        for chunk in _chunks(file):
+            left -= len(chunk)
+            yield chunk
+    if left:
+        raise UploadError(
+            f"{entry.filename[:200]!r} has {entry.file_size - left} bytes, its header says {entry.file_size}; "
+            "pack it again",
+            code="bad_archive",
+        )
 
 
 def _chunks(file: IO[bytes] | None) -> Iterator[bytes]:

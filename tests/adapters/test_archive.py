@@ -6,7 +6,9 @@ import gzip
 import io
 import os
 import random
+import shutil
 import stat
+import subprocess
 import tarfile
 import tracemalloc
 import zipfile
@@ -234,7 +236,44 @@ def test_members_of_a_zip_share_no_bytes(tmp_path: Path) -> None:
     content = bytearray(zipped({"README.md": b"x" * 99, "merges.txt": b"x" * 99}))
     second = content.rindex(b"PK\x01\x02")
     content[second + 42 : second + 46] = bytes(4)
-    assert "overlaps" in refusal(tmp_path, uploaded("a.zip", bytes(content))).message
+    assert "begins at byte" in refusal(tmp_path, uploaded("a.zip", bytes(content))).message
+
+
+@pytest.mark.parametrize(
+    ("options", "streamed"),
+    [(["-r"], False), (["-r", "-0"], False), (["-r", "-fz"], False), (["-r", "-fd"], False), (["-r"], True)],
+)
+def test_zips_of_the_common_packer_come_in(tmp_path: Path, options: list[str], streamed: bool) -> None:
+    program = shutil.which("zip")
+    if program is None:
+        pytest.skip("zip is not installed")
+    source = tmp_path / "source" / "my-adapter"
+    source.mkdir(parents=True)
+    for name, content in FILES.items():
+        (source / name).write_bytes(content)
+    packed = subprocess.run(
+        [program, "-q", *options, "-" if streamed else "../a.zip", "my-adapter"],
+        cwd=source.parent,
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout
+    content = packed if streamed else (tmp_path / "a.zip").read_bytes()
+    assert unpacked(tmp_path / "into", uploaded("a.zip", content)) == FILES
+
+
+def test_a_zip_written_to_a_pipe_comes_in(tmp_path: Path) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def tell(self) -> int:
+            raise OSError("a pipe")
+
+    out = Pipe()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in FILES.items():
+            archive.writestr(name, content)
+    assert unpacked(tmp_path / "into", uploaded("a.zip", out.getvalue())) == FILES
 
 
 def test_archive_and_loose_files_do_not_mix(tmp_path: Path) -> None:
