@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapters.errors import InvalidAdapter
+from adapters.json_bounds import require_bounded
 from adapters.refusals import refuse
 
 Lineage = Mapping[str, Any]
@@ -27,11 +28,12 @@ TEXTS = ("data_digest", "run", "code_version")
 def require_lineage(lineage: Lineage) -> None:
     """Raises InvalidAdapter. Keys that are not known here may hold any JSON."""
     try:
-        size = len(json.dumps(lineage, ensure_ascii=False, allow_nan=False).encode())
+        raw = json.dumps(lineage, ensure_ascii=False, allow_nan=False).encode()
+        require_bounded(raw, MOST_BYTES)
     except (ValueError, RecursionError) as error:  # half a surrogate pair, not a number, too deep
         raise _bad(f"it cannot be written as JSON: {error}") from None
-    if size > MOST_BYTES:
-        raise _bad(f"it takes {size} bytes as JSON, at most {MOST_BYTES} are kept")
+    if len(raw) > MOST_BYTES:
+        raise _bad(f"it takes {len(raw)} bytes as JSON, at most {MOST_BYTES} are kept")
     for key in TEXTS:
         if not isinstance(lineage.get(key, ""), str):
             raise _bad(f"{key} is a {type(lineage[key]).__name__}, expected a string")

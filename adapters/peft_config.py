@@ -16,6 +16,7 @@ from typing import Any
 from adapters.json_document import read_document
 from adapters.refusals import refuse
 
+BIASES = ("none", "all", "lora_only")
 CONVERTED_OPTIONS = {"use_dora": "dora", "lora_bias": "lora_bias", "modules_to_save": "modules_to_save"}
 """What adapters/convert takes away where it can."""
 REFUSED_OPTIONS = {
@@ -105,7 +106,7 @@ def read_config(path: Path, max_rank: int) -> LoraConfig:
     return LoraConfig(
         **vars(scaling),
         target_modules=_target_modules(raw.get("target_modules")),
-        base_model=_base_model(raw.get("base_model_name_or_path")),
+        base_model=read_base_model(raw),
         warnings=_unknown_options(raw),
     )
 
@@ -130,6 +131,18 @@ def require_known(raw: Mapping[str, Any], options: Collection[str] = tuple(REFUS
     for option, code in ALL_OPTIONS.items():
         if option in options and raw.get(option):
             raise refuse(code, f"{option} is {_shown(raw[option])}")
+
+
+def require_types(raw: Mapping[str, Any]) -> None:
+    """Of what adapters/convert takes away: nobody looks at it again."""
+    if raw.get("bias", "none") not in BIASES:
+        raise refuse("bad_config", f"bias is {_shown(raw['bias'])}, expected one of {', '.join(BIASES)}")
+    for option in ("use_dora", "lora_bias"):
+        _flag(raw, option)
+    saved = raw.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise refuse("bad_config", f"modules_to_save is {_shown(saved)}, expected names")
+    read_base_model(raw)
 
 
 def modified_base(raw: Mapping[str, Any]) -> str | None:
@@ -159,7 +172,8 @@ def _flag(raw: Mapping[str, Any], field: str) -> bool:
     return bool(value)
 
 
-def _base_model(value: Any) -> str:
+def read_base_model(raw: Mapping[str, Any]) -> str:
+    value = raw.get("base_model_name_or_path")
     if value is not None and not (isinstance(value, str) and len(value) <= MAX_BASE_NAME):
         field = "base_model_name_or_path"
         raise refuse("bad_config", f"{field} is {_shown(value)}, expected at most {MAX_BASE_NAME} characters")

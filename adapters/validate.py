@@ -17,7 +17,7 @@ from adapters.convert import AS_IT_CAME, Verdict
 from adapters.json_document import read_document
 from adapters.lora_weights import EXPONENT, Pair, largest_magnitude, read_pairs, read_spans
 from adapters.manifest import Manifest
-from adapters.peft_config import LoraConfig, read_config
+from adapters.peft_config import LoraConfig, read_base_model, read_config
 from adapters.provenance import Provenance, read_provenance
 from adapters.refusals import refuse
 from adapters.safetensors_header import TensorSpan
@@ -58,12 +58,12 @@ def _mergeable(staged: Path, base: BaseModel, provenance: Provenance, verdict: V
         if not largest_magnitude(staged / WEIGHTS, span) <= LARGEST_BF16:
             raise refuse("non_finite", f"{name[:200]} has values that are not finite")
     modules = [module for module in base.modules if any(f"{module}." in name for name in spans)]
-    named = str(raw.get("base_model_name_or_path") or "")
+    named = read_base_model(raw)
     rank, alpha = raw.get("r"), raw.get("lora_alpha", raw.get("alpha"))
     return Manifest(
         **_facts(staged, list(spans.values()), modules),
         kind=verdict.kind,
-        rank=rank if type(rank) is int else 0,
+        rank=rank if type(rank) is int and 0 <= rank < 1 << 20 else 0,
         alpha=float(alpha) if isinstance(alpha, int | float) and abs(alpha) < 1e9 else 0.0,
         base_model=named,
         base_fingerprint=provenance.base_fingerprint,

@@ -91,7 +91,12 @@ def _require_nothing_else(config: Mapping[str, Any]) -> None:
 
 
 def _fit(plan: Plan, max_rank: int) -> dict[str, Fitted]:
-    return {module: fit(change(), max_rank) for module, change in plan.changes.items()}
+    """What overflows comes out as not finite, and is refused as such."""
+    try:
+        with np.errstate(all="ignore"):
+            return {module: fit(change(), max_rank) for module, change in plan.changes.items()}
+    except np.linalg.LinAlgError as error:
+        raise refuse("non_finite", f"what it adds to the weights cannot be computed: {error}") from error
 
 
 def _overall(fitted: Any) -> float:

@@ -127,8 +127,12 @@ def _lokr_change(source: Source, parts: Parts, scale: float) -> Factors:
 def _as_factors(source: Source, parts: Parts, name: str) -> tuple[Matrix, Matrix]:
     """The matrix as two of its own rank at most; a whole one as itself and the identity."""
     if name not in parts:
-        return source.values(parts[f"{name}_a"]), source.values(parts[f"{name}_b"])
-    whole = source.values(parts[name])
+        left, right = source.values(parts[f"{name}_a"]), source.values(parts[f"{name}_b"])
+        if left.shape[1] <= min(left.shape[0], right.shape[1]):
+            return left, right
+        whole = left @ right  # or the Kronecker product of two such would fill any memory
+    else:
+        whole = source.values(parts[name])
     rows, columns = whole.shape
     return (whole, np.eye(columns, dtype=np.float32)) if columns <= rows else (np.eye(rows, dtype=np.float32), whole)
 

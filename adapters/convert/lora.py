@@ -17,7 +17,7 @@ from adapters.convert.initial import INITIALS, FromFile, Initial
 from adapters.convert.plan import Plan
 from adapters.convert.source import Source, require_shapes
 from adapters.lora_weights import not_a_lora_tensor, require_lora_module
-from adapters.peft_config import Scaling, modified_base, read_scaling, require_known
+from adapters.peft_config import Scaling, modified_base, read_scaling, require_known, require_types
 from adapters.refusals import refuse
 from adapters.safetensors_header import TensorSpan
 from adapters.tensor_values import READABLE
@@ -43,6 +43,7 @@ def lora(source: Source, max_rank: int) -> Plan | None:
     """None where it is plain already, and for what `validate` has to refuse."""
     config = source.config
     require_known(config)
+    require_types(config)
     init, dora = modified_base(config), bool(config.get("use_dora"))
     scaling = read_scaling(config, "lora_alpha")
     tensors = _sort(source)

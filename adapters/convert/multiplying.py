@@ -25,7 +25,19 @@ def multiplying(source: Source) -> Plan:
     for name in source.spans:
         if not any(name.startswith(module + ".") for module in _modules_above(name, source)):
             raise refuse("unknown_module", f"tensor {name[:200]!r} belongs to no linear module of {source.base.name}")
+    if source.kind == "IA3":
+        _require_vectors(source)
     return Plan(source.kind.lower(), merge_only=f"{MULTIPLYING[source.kind]}, which is not the sum of a low rank")
+
+
+def _require_vectors(source: Source) -> None:
+    for name, span in source.spans.items():
+        module, _, part = name.rpartition(".")
+        if part != "ia3_l" or module not in source.base.modules:
+            raise refuse("unsupported_tensor", f"tensor {name[:200]!r} is not part of an IA3")
+        rows, columns = source.base.modules[module]
+        if span.shape not in ((rows, 1), (1, columns)):
+            raise refuse("shape_mismatch", f"{module}: ia3_l is {span.shape}, expected {(rows, 1)} or {(1, columns)}")
 
 
 def _modules_above(name: str, source: Source) -> list[str]:
