@@ -9,7 +9,6 @@ from typing import Any
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
-STATES = (QUEUED, RUNNING, *ENDED)
 
 
 @dataclass(frozen=True)

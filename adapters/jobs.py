@@ -22,7 +22,7 @@ from sqlalchemy import Connection, RowMapping, delete, func, insert, select, upd
 from adapters import schema
 from adapters.database import Database
 from adapters.errors import Conflict, JobLost, NotFound
-from adapters.job_records import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, STATES, SUCCEEDED, Job, JobEvent
+from adapters.job_records import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobEvent
 
 __all__ = ["Job", "JobEvent", "Jobs"]
 
@@ -158,11 +158,6 @@ class Jobs:
             _append(connection, job_id, message, level)
             _forget_old(connection)
             return _read(connection, job_id)
-
-
-def require_state(state: str | None) -> None:
-    if state is not None and state not in STATES:
-        raise NotFound(f"there is no job state {state[:80]!r}; expected one of {', '.join(STATES)}")
 
 
 def _now() -> datetime:

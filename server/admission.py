@@ -54,9 +54,14 @@ class Admission:
         What the engine does not take is refused, and leaves nothing, while somebody waits to hear it; later it stays,
         `failed`, for whoever looks.
         """
-        options = replace(options, probe=self._probe is not None)
+        options = replace(options, probe=self.tries)
         version, created = await asyncio.to_thread(self._ingest.upload, name, files, options)
         return await self.settled(version, created, wait_s), created
+
+    @property
+    def tries(self) -> bool:
+        """Whether a version must pass a trial before it serves."""
+        return self._probe is not None
 
     async def settled(self, version: Version, created: bool, wait_s: float = WAIT_S) -> Version:
         """The version as its trial leaves it. Raises InvalidAdapter where that refuses it."""

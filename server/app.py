@@ -11,7 +11,9 @@ from fastapi import FastAPI
 
 from adapters.base import BaseModel
 from adapters.ingest import Ingest
+from adapters.jobs import Jobs
 from adapters.registry import Registry
+from adapters.sources.address import Policy
 from adapters.storage import open_store
 from adapters.upload import UploadLimits
 from server import problems
@@ -26,13 +28,28 @@ from server.errors import SettingsError
 from server.fairness import Turns
 from server.fetches import Fetches
 from server.generate import Generator
+from server.intake import KIND as FETCH
+from server.intake import Intake
+from server.jobs import JobRunner
 from server.keys import load_keys
 from server.lifecycle import Lifecycle
 from server.logs import Edge
 from server.probe import Probe
 from server.residency import Residency
 from server.resolve import Resolver
-from server.routes import adapters, aliases, files, generation, health, models, operations, upkeep, versions
+from server.routes import (
+    adapters,
+    aliases,
+    files,
+    generation,
+    health,
+    jobs,
+    models,
+    operations,
+    upkeep,
+    uploads,
+    versions,
+)
 from server.running import Running
 from server.services import Services
 from server.settings import Settings
@@ -57,7 +74,7 @@ def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None 
         app.include_router(noun.changing)
     for router in (upkeep.collecting, upkeep.verifying):
         app.include_router(router)
-    for each in (generation, models, files, operations, health):
+    for each in (generation, models, uploads, files, jobs, operations, health):
         app.include_router(each.router)
     return app
 
@@ -82,6 +99,10 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     upkeep = Upkeep(store, registry, ingest, residency, lifecycle)
     probe = Probe(pool, turns, residency) if settings.probe_uploads else None
     admission = Admission(registry, ingest, fetches, lifecycle, probe)
+    queue = Jobs(registry.database)
+    policy = Policy(settings.source_protocols, settings.source_roots)
+    intake = Intake(queue, ingest, admission, policy, limits, settings.source_timeout_s)
+    runner = JobRunner(queue, {FETCH: intake.work}, settings.max_fetches, telemetry.job_ended)
     return Services(
         settings,
         base,
@@ -90,6 +111,9 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         fetches,
         ingest,
         admission,
+        queue,
+        intake,
+        runner,
         pool,
         turns,
         residency,
@@ -148,9 +172,11 @@ async def _running(services: Services) -> AsyncIterator[None]:
     services.pool.open()
     await services.lifecycle.resume()
     await services.admission.resume()
+    services.runner.open()
     try:
         yield
     finally:
+        await services.runner.close()
         await services.admission.close()
         await services.lifecycle.close()
         services.fetches.close()

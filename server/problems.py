@@ -68,12 +68,18 @@ def status_of(error: Exception) -> int:
     return STATUS.get(type(error), 500)
 
 
-def response(error: Exception) -> JSONResponse:
-    """The response to any error of the two trees; anything else is a 500 that says nothing of its inside."""
+def told(error: Exception) -> tuple[int, str, str]:
+    """Status, message and code of any error of the two trees; of anything else nothing of its inside."""
     status = STATUS.get(type(error))
     if status is None:
-        return JSONResponse(body(500, "internal error; the server's log has the details", code="internal_error"), 500)
-    message, code = str(error), getattr(error, "code", None)
+        return 500, "internal error; the server's log has the details", "internal_error"
+    code: str = getattr(error, "code", "")
+    return status, str(error), code
+
+
+def response(error: Exception) -> JSONResponse:
+    """The response to any error."""
+    status, message, code = told(error)
     retry_after_s = getattr(error, "retry_after_s", None)
     headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
     if status == 401:

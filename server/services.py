@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from adapters.base import BaseModel
 from adapters.ingest import Ingest
+from adapters.jobs import Jobs
 from adapters.registry import Registry
 from adapters.store import Store
 from server.admission import Admission
@@ -16,6 +17,8 @@ from server.engine.pool import EnginePool
 from server.fairness import Turns
 from server.fetches import Fetches
 from server.generate import Generator
+from server.intake import Intake
+from server.jobs import JobRunner
 from server.lifecycle import Lifecycle
 from server.residency import Residency
 from server.settings import Settings
@@ -32,6 +35,9 @@ class Services:
     fetches: Fetches
     ingest: Ingest
     admission: Admission
+    jobs: Jobs
+    intake: Intake
+    runner: JobRunner
     pool: EnginePool
     turns: Turns
     residency: Residency

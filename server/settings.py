@@ -15,11 +15,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, InitSettingsSource, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 from pydantic_settings.exceptions import SettingsError as UnreadableValue
 
+from adapters.sources.address import check_protocol, check_root
 from server.errors import SettingsError
 
 ENV_PREFIX = "LORAPLEX_"
@@ -40,7 +41,7 @@ DISTRIBUTING = (
     "--distributed-executor-backend",
 )
 """vLLM's arguments that do it."""
-LIST_FLAGS = ("--api-keys", "--engine-args")
+LIST_FLAGS = ("--api-keys", "--engine-args", "--source-protocols", "--source-roots")
 """One value a flag, taken as it is: pydantic-settings would split it at commas and read JSON in it."""
 
 
@@ -132,6 +133,16 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(default=16 << 20, ge=1)
     """Largest JSON body of a request."""
 
+    source_protocols: tuple[str, ...] = ("hf", "https")
+    """Protocols from which publishers may have adapters fetched, each as a whole; see "Sources" for what that opens."""
+    source_roots: tuple[str, ...] = ()
+    """Directories (for `file://`) and URLs from which they may, with all that lies below: `/srv/adapters`,
+    `s3://bucket/prefix`, `https://artifacts.internal/adapters`."""
+    source_timeout_s: float = Field(default=3600.0, gt=0)
+    """How long a fetch may take in all. A source that sends nothing is given up sooner."""
+    max_fetches: int = Field(default=2, ge=1)
+    """How many sources are read at once; further ones wait."""
+
     api_keys: tuple[str, ...] = ()
     """API keys given in place, each `scope+scope:key` (scopes: infer, publish, admin). Prefer `key_file`."""
     key_file: Path | None = None
@@ -143,6 +154,16 @@ class Settings(BaseSettings):
     """Level of the JSON log on standard error."""
     max_metric_adapters: int = Field(default=100, ge=1)
     """How many adapters get a label of their own in /metrics; the rest share `_other`."""
+
+    @field_validator("source_protocols")
+    @classmethod
+    def _protocols_can_be_opened(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_protocol(name) for name in given)
+
+    @field_validator("source_roots")
+    @classmethod
+    def _roots_are_places(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_root(root) for root in given)
 
     @model_validator(mode="after")
     def _slots_fit(self) -> Settings:

@@ -60,6 +60,11 @@ class Telemetry:
             registry=self._registry,
         )
 
+        self._jobs = Counter("loraplex_jobs", "Jobs that ended here", ["kind", "state"], **named)  # type: ignore[arg-type]
+
+    def job_ended(self, kind: str, state: str) -> None:
+        self._jobs.labels(kind, state).inc()
+
     def request(self, adapter: str, endpoint: str, status: int, stats: Stats) -> None:
         """Record one finished generation. `adapter` is the registered name, or the base model's."""
         label = self._labels.of(adapter)

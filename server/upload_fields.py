@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapters.upload import UploadOptions
 from server.errors import BadRequest
+
+Fields = TypeVar("Fields", bound="UploadFields")
 
 
 class UploadFields(BaseModel):
@@ -34,15 +36,15 @@ class UploadFields(BaseModel):
             raise ValueError("it is nested too deeply") from None
 
     def options(self, by: str | None) -> UploadOptions:
-        return UploadOptions(by=by, **self.model_dump(exclude={"name"}))
+        return UploadOptions(by=by, **self.model_dump(include=set(UploadFields.model_fields) - {"name"}))
 
 
-def read_fields(raw: Mapping[str, Any]) -> UploadFields:
+def read_fields(raw: Mapping[str, Any], model: type[Fields]) -> Fields:
     """Raises BadRequest with the first field that is wrong or unknown."""
     try:
-        return UploadFields.model_validate(dict(raw))
+        return model.model_validate(dict(raw))
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0])
-        expected = f"; expected some of {', '.join(UploadFields.model_fields)}" * (first["type"] == "extra_forbidden")
+        expected = f"; expected some of {', '.join(model.model_fields)}" * (first["type"] == "extra_forbidden")
         raise BadRequest(f"{field[:80]}: {first['msg']}{expected}", param=field[:80]) from None

@@ -39,11 +39,16 @@ async def receive(request: Request, limits: UploadLimits) -> AsyncIterator[Uploa
         await form.close()
 
 
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _parse(request: Request, limits: UploadLimits) -> FormData:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request)
     if kind != "multipart/form-data":
         raise UploadError(
-            f"content-type is {kind!r}, expected multipart/form-data with the field `name` and the files",
+            f"content-type is {kind!r}, expected multipart/form-data with the field `name` and the files, "
+            "or application/json with `name` and `source`",
             code="unsupported_media_type",
         )
     stream = _until_limit(request, limits.max_bytes + FRAMING_BYTES, lambda: parser.ended)

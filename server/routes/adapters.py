@@ -1,4 +1,4 @@
-"""Adapters over HTTP: upload, list, show, delete. Reading needs `infer`, changing needs `publish`."""
+"""Adapters over HTTP: list, show, edit, delete. Reading needs `infer`, changing needs `publish`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from adapters.listing import Wanted
-from adapters.records import CHECKING
 from adapters.registry import Adapter, Keep, Overview
-from adapters.upload import UploadLimits
-from server import uploads
-from server.auth import Publisher, require
+from server.auth import require
 from server.routes.answers import Expected, page, tagged
 from server.routes.queries import PAGE, Limit, Word, wanted
-from server.routes.shapes import adapter_json, moment_of, overview_json, shown_version
+from server.routes.shapes import adapter_json, moment_of, overview_json
 from server.routes.versions import WaitSeconds, drain
 from server.services import Services, Wired
-from server.upload_fields import read_fields
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
 changing = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("publish"))])
@@ -31,21 +27,6 @@ class AdapterEdit(BaseModel):
 
     description: str | None = None
     tags: dict[str, str | None] = {}
-
-
-@changing.post("", status_code=201)
-async def upload(request: Request, wired: Wired, response: Response, caller: Publisher) -> dict[str, Any]:
-    """Multipart: the fields of `UploadFields`, and the files."""
-    limits = UploadLimits(wired.settings.max_upload_bytes, wired.settings.max_upload_files)
-    async with uploads.receive(request, limits) as received:
-        fields = read_fields(received.fields)
-        version, created = await wired.admission.upload(fields.name, received.files, fields.options(by=caller.id))
-    if version.state == CHECKING:
-        response.status_code = 202
-    elif not created:
-        response.status_code = 200
-    response.headers["location"] = f"/v1/adapters/{version.adapter}/versions/{version.number}"
-    return await shown_version(wired, version) | {"created": created}
 
 
 @reading.get("")

@@ -35,6 +35,8 @@ class WebServer:
     chunk_bytes: int = 1 << 16
     pause_s: float = 0.0
     """After each chunk of a body."""
+    before_chunk: Callable[[str, int], object] = lambda _path, _start: None
+    """Called with the path and where in the body it is."""
 
 
 @contextmanager
@@ -57,6 +59,7 @@ def serving(respond: Respond) -> Iterator[WebServer]:
 
         def _send(self, body: bytes) -> None:
             for start in range(0, len(body), server.chunk_bytes):
+                server.before_chunk(self.path, start)
                 self.wfile.write(body[start : start + server.chunk_bytes])
                 self.wfile.flush()
                 time.sleep(server.pause_s)

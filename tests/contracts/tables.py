@@ -54,7 +54,9 @@ def _drawn(error: type[Exception]) -> str:
 
 
 def _default(value: Any) -> str:
-    return "" if value is None or value == () else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    if isinstance(value, tuple):
+        return _words(value)
+    return "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _words(choices: Iterable[object]) -> str:

@@ -321,7 +321,9 @@ FORM = "multipart/form-data; boundary=b"
 @pytest.mark.parametrize(
     ("kind", "body", "code"),
     [
-        ("application/json", b"{}", "unsupported_media_type"),
+        ("application/json", b"{}", "bad_request"),
+        ("application/json", b"{", "invalid_json"),
+        ("text/plain", b"{}", "unsupported_media_type"),
         ("", b"", "unsupported_media_type"),
         ("multipart/form-data", b"x", "bad_multipart"),
         (FORM, b"", "bad_multipart"),
@@ -329,7 +331,17 @@ FORM = "multipart/form-data; boundary=b"
         (FORM, b"--b\r\nno header\r\n\r\nx\r\n--b--\r\n", "bad_multipart"),
         (FORM, b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--\r\n", "bad_multipart"),
     ],
-    ids=["json", "none", "no boundary", "empty", "not multipart", "bad part", "part without name"],
+    ids=[
+        "json without source",
+        "no json",
+        "text",
+        "none",
+        "no boundary",
+        "empty",
+        "not multipart",
+        "bad part",
+        "part without name",
+    ],
 )
 def test_a_body_that_is_no_multipart_is_refused(refusing: TestClient, kind: str, body: bytes, code: str) -> None:
     response = refusing.post(ADAPTERS, content=body, headers={"content-type": kind})

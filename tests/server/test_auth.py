@@ -25,6 +25,10 @@ PUBLISHING = {
     ("GET", "/v1/adapters/{name}/versions/{ref}/files/{file}"),
     ("GET", "/v1/adapters/{name}/versions/{ref}/archive"),
     ("PATCH", "/v1/adapters/{name}/versions/{number}"),
+    ("GET", "/v1/jobs"),
+    ("GET", "/v1/jobs/{job_id}"),
+    ("GET", "/v1/jobs/{job_id}/events"),
+    ("POST", "/v1/jobs/{job_id}/cancel"),
 }
 OPERATING = {
     ("GET", "/metrics"),
