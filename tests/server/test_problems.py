@@ -130,7 +130,7 @@ def test_an_engine_that_is_not_there(built: World) -> None:
 def test_an_error_that_nobody_foresaw(
     client: TestClient, built: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(**_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("swordfish")
 
     monkeypatch.setattr(built.services.registry, "adapters", fail)
