@@ -6,6 +6,7 @@ It knows the API's paths and error bodies, and nothing of how the server keeps w
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ TIMEOUT_S = 120.0
 PIECE_BYTES = 1 << 20
 DELETE_TIMEOUT_S = 660.0
 """A deletion waits for running requests, for at most ten minutes."""
+TRIAL_TIMEOUT_S, TRIAL_POLL_S = 600.0, 1.0
 
 Opener = Callable[[Path], IO[bytes]]
 
@@ -68,7 +70,10 @@ class Remote:
         max_error: float = 0.0,
         opener: Opener = lambda path: path.open("rb"),
     ) -> dict[str, Any]:
-        """A directory that PEFT wrote (its files, not its sub-directories), or an archive of one; with their sums."""
+        """A directory that PEFT wrote (its files, not its sub-directories), or an archive of one; with their sums.
+
+        Waits until the engine has tried it, for `TRIAL_TIMEOUT_S` at most.
+        """
         if not path.exists():
             raise UploadError(
                 f"{path} does not exist; give a directory that PEFT's save_pretrained wrote, or an archive"
@@ -82,7 +87,17 @@ class Remote:
             form["description"] = description
         with ExitStack() as opened:
             parts = [("files", (each.name, opened.enter_context(opener(each)))) for each in files]
-            return self._call("POST", "", data=form, files=parts)
+            return self._tried(self._call("POST", "", data=form, files=parts))
+
+    def _tried(self, version: dict[str, Any]) -> dict[str, Any]:
+        """The version when its trial is over. Raises RemoteRefusal where it failed."""
+        deadline = time.monotonic() + TRIAL_TIMEOUT_S
+        while version["state"] == "checking" and time.monotonic() < deadline:
+            time.sleep(TRIAL_POLL_S)
+            version |= self.version(version["name"], str(version["version"]))
+        if version["state"] == "failed":
+            raise RemoteRefusal(str(version["reason"]), code="probe_failed", status=422)
+        return version
 
     def set_alias(self, name: str, alias: str, target: Target) -> dict[str, Any]:
         """To one version, or to several that share its traffic by weight."""

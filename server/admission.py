@@ -47,7 +47,7 @@ class Admission:
         self._one_trial = asyncio.Lock()
 
     async def upload(
-        self, name: str, files: Sequence[UploadedFile], options: UploadOptions, wait_s: float = WAIT_S
+        self, name: str, files: Sequence[UploadedFile], options: UploadOptions, wait_s: float | None = None
     ) -> tuple[Version, bool]:
         """The version, and whether it is new. It may still be in `checking` when `wait_s` is over.
 
@@ -63,12 +63,12 @@ class Admission:
         """Whether a version must pass a trial before it serves."""
         return self._probe is not None
 
-    async def settled(self, version: Version, created: bool, wait_s: float = WAIT_S) -> Version:
+    async def settled(self, version: Version, created: bool, wait_s: float | None = None) -> Version:
         """The version as its trial leaves it. Raises InvalidAdapter where that refuses it."""
         if version.state != CHECKING or self._probe is None:
             self._lifecycle.trim(version.adapter)
             return version
-        await asyncio.wait([self._start(version)], timeout=wait_s)
+        await asyncio.wait([self._start(version)], timeout=WAIT_S if wait_s is None else wait_s)
         found = await asyncio.to_thread(self._registry.resolve, version.adapter, str(version.number))
         if found.state != FAILED:
             return found

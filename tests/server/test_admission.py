@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adapters.errors import InvalidAdapter, NotFound
+from adapters.errors import InvalidAdapter, NotFound, RemoteRefusal
 from adapters.records import Version
+from adapters.remote import Remote
 from adapters.upload import UploadOptions
 from server.adapters_cli.tables import print_version
 from server.engine.fake import FakeEngine, Fault
 from server.engine.protocol import AdapterHandle
 from server.errors import AdapterUnavailable
 from tests.adapters.factories import AdapterFiles, lora_tensors, tensor
+from tests.server.conftest import wait_until_ready
 from tests.server.harness import World, adapter_files, as_parts, until, world
 
 
@@ -219,3 +221,25 @@ def printed(version: dict[str, Any]) -> str:
     console = Console(file=io.StringIO(), width=200)
     print_version(version, console)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("fault", [None, "nan"])
+def test_a_push_waits_until_it_was_tried(
+    probing: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault | None
+) -> None:
+    monkeypatch.setattr("server.admission.WAIT_S", 0)
+    monkeypatch.setattr("adapters.remote.TRIAL_POLL_S", 0.01)
+    probing.load_s = 0.2
+    path = adapter_files().write(tmp_path / "bad")
+    with probing.client() as client, Remote("http://127.0.0.1") as remote:
+        remote._client.close()
+        remote._client = client  # type: ignore[assignment]
+        wait_until_ready(client)
+        probing.engine.fault = lambda handle: fault
+        if fault is None:
+            assert remote.upload(path, "a")["aliases"] == ["default"]
+        else:
+            with pytest.raises(RemoteRefusal, match="not finite") as refused:
+                remote.upload(path, "a")
+            assert refused.value.code == "probe_failed"
+            assert client.get("/v1/adapters/a").json()["versions"][0]["state"] == "failed"
