@@ -77,10 +77,12 @@ class Admission:
         raise refuse("probe_failed", str(found.reason).removesuffix("."))
 
     async def resume(self) -> None:
-        """Try what was uploaded and never tried."""
-        if self._probe is not None:
-            for version in await asyncio.to_thread(self._registry.checking):
+        """Try what was uploaded and never tried; where nothing is tried any more, let it serve."""
+        for version in await asyncio.to_thread(self._registry.checking):
+            if self._probe is not None:
                 self._start(version)
+            else:
+                await asyncio.to_thread(self._registry.admit, version, {})
 
     async def close(self) -> None:
         for task in list(self._trials.values()):

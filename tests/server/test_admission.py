@@ -149,6 +149,15 @@ async def test_it_is_tried_when_the_engine_is_there(tiny_base: Path, tmp_path: P
         assert (move.new, move.by) == ({1: 1}, "me")
 
 
+async def test_where_nothing_is_tried_any_more_it_serves(tiny_base: Path, tmp_path: Path) -> None:
+    first = world(tiny_base, tmp_path / "data", probe_uploads=True)
+    first.services.ingest.upload("a", adapter_files().uploads(), UploadOptions(probe=True))
+    first.services.registry.close()
+    second = world(tiny_base, tmp_path / "data", probe_uploads=False)
+    async with second.running():
+        assert second.services.registry.adapter("a").aliases == {"default": 1}
+
+
 async def test_one_that_takes_the_engine_down_is_given_up_after_a_few_tries(
     probing: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
