@@ -11,6 +11,9 @@ from adapters import rows, schema
 from adapters.records import Adapter, Move, Version
 from adapters.retention import Holds, Judgement, judge
 
+INCOMING = {"fetch"}
+"""Kinds of jobs that bring a version in: their `name` is where it goes, and needs no version that is there."""
+
 
 def judge_all(
     connection: Connection, name: str, keep: int | None, in_use: Callable[[Version], bool]
@@ -45,9 +48,9 @@ def _ways_back(connection: Connection, adapter: Adapter) -> Iterator[int]:
 def _named_by_jobs(connection: Connection) -> Iterator[str]:
     """Every word that a job which has not ended was given or has found: a name among them is a hold."""
     table = schema.jobs
-    query = select(table.c.params, table.c.progress, table.c.result).where(table.c.ended_at.is_(None))
-    for row in connection.execute(query):
-        yield from _words(list(row))
+    for job in connection.execute(select(table).where(table.c.ended_at.is_(None))):
+        params = {key: value for key, value in job.params.items() if key != "name" or job.kind not in INCOMING}
+        yield from _words([params, job.progress, job.result])
 
 
 def _words(value: Any) -> Iterator[str]:

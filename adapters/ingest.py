@@ -22,6 +22,7 @@ from adapters.names import require_description, require_name
 from adapters.refusals import refuse
 from adapters.registry import Registry, Version
 from adapters.removal import agreeing, delete_unreferenced
+from adapters.storage import tie
 from adapters.store import Store
 from adapters.tags import require_tags
 from adapters.upload import PLAIN, UploadedFile, UploadLimits, UploadOptions
@@ -37,7 +38,7 @@ class Ingest:
         self._base = base
         self._limits = limits
         self._max_rank = max_rank
-        store.claim(registry.identity)
+        tie(store, registry)
 
     def upload(self, name: str, files: Sequence[UploadedFile], options: UploadOptions = PLAIN) -> tuple[Version, bool]:
         """The version, and whether it is new. After any failure store and registry are what they were."""

@@ -43,6 +43,10 @@ class LocalStore:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def owner(self) -> str | None:
+        with _as_store_error("read which registry the store belongs to"):
+            return self._owner.read_text() if self._owner.exists() else None
+
     def claim(self, registry: str) -> None:
         with self.lock(), _as_store_error("read which registry the store belongs to"):
             if not self._owner.exists():
@@ -51,8 +55,7 @@ class LocalStore:
                 _fsync(staged)
                 staged.rename(self._owner)
                 _fsync(self._owner.parent)
-            owner = self._owner.read_text()
-        require_owner(self.location, owner, registry)
+        require_owner(self.location, self.owner() or "", registry)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:

@@ -67,13 +67,16 @@ class ObjectStore:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def owner(self) -> str | None:
+        with self._calling("tell which registry it belongs to"), suppress(FileNotFoundError):
+            return str(self._bucket.cat_file(self._owner).decode(errors="replace"))
+        return None
+
     def claim(self, registry: str) -> None:
-        with self._calling("tell which registry it belongs to"):
-            with suppress(FileExistsError):
-                if not self._bucket.exists(self._owner):
-                    self._bucket.pipe_file(self._owner, registry.encode(), mode="create")
-            owner = self._bucket.cat_file(self._owner).decode(errors="replace")
-        require_owner(self._url, owner, registry)
+        if self.owner() is None:
+            with self._calling("be tied to a registry"), suppress(FileExistsError):
+                self._bucket.pipe_file(self._owner, registry.encode(), mode="create")
+        require_owner(self._url, self.owner() or "", registry)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:

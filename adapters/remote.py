@@ -113,6 +113,15 @@ class Remote:
         path = f"/{_name(name)}" if version is None else f"/{_name(name)}/versions/{version}"
         return self._call("DELETE", path, params={"wait_s": wait_s}, timeout=DELETE_TIMEOUT_S)
 
+    def gc(self, keep: int | None, *, name: str | None, dry_run: bool, wait_s: float) -> dict[str, Any]:
+        """Delete what only its age keeps. `keep`: by default what the server is set to."""
+        body = {"keep": keep, "name": name, "dry_run": dry_run}
+        return self._call("POST", "/gc", json=body, params={"wait_s": wait_s}, timeout=DELETE_TIMEOUT_S)
+
+    def verify(self, *, repair: bool, progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
+        """Takes as long as reading all its files; a server tells of no progress."""
+        return self._call("POST", "/verify", json={"repair": repair}, timeout=None)
+
     def files(self, name: str, ref: str) -> list[dict[str, Any]]:
         """Of a version: name, size and SHA-256 of each."""
         return list(self._call("GET", f"/{_name(name)}/versions/{_part(ref)}/files")["data"])

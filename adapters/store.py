@@ -34,6 +34,9 @@ class Store(Protocol):
     def lock(self) -> AbstractContextManager[None]:
         """Held by whoever makes the blobs and the registry agree. Not reentrant."""
 
+    def owner(self) -> str | None:
+        """The registry that it is tied to."""
+
     def claim(self, registry: str) -> None:
         """Tie this store to one registry. StoreError for any other one: its sweep would delete every blob here."""
 

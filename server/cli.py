@@ -17,7 +17,7 @@ USAGE = """usage: loraplex <command> [options]
 
   serve    serve the base model and its adapters          loraplex serve --help
   train    make an adapter                                 loraplex train --help
-  adapters push, list, show, promote, roll back, remove    loraplex adapters --help
+  adapters push, list, pull, promote, roll back, gc, …     loraplex adapters --help
   keys     make an API key                                 loraplex keys new --help
   demo     train two adapters, serve them, chat with them  loraplex demo --help
 """

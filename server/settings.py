@@ -21,6 +21,7 @@ from pydantic_settings import PydanticBaseSettingsSource as Source
 from pydantic_settings.exceptions import SettingsError as UnreadableValue
 
 from adapters.sources.address import check_protocol, check_root
+from adapters.storage import registry_url
 from server.errors import SettingsError
 
 ENV_PREFIX = "LORAPLEX_"
@@ -230,7 +231,7 @@ class Settings(BaseSettings):
 
     @property
     def registry_url(self) -> str:
-        return self.database_url or f"sqlite:///{(self.data_dir / 'registry.db').absolute()}"
+        return registry_url(self.data_dir, self.database_url)
 
 
 def load_settings(argv: Sequence[str] = ()) -> Settings:

@@ -8,12 +8,13 @@ reads residency and turns at one moment and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapters.records import READY, Version
 from server.fairness import Turns
-from server.residency import Residency
+from server.residency import Residency, Resident
 from server.resolve import engine_name
 
 
@@ -37,10 +38,20 @@ class Status:
 class Moment:
     """What the engine holds and does right now: read once for an answer about many versions."""
 
-    def __init__(self, residency: Residency, turns: Turns) -> None:
-        self._held = residency.snapshot()
-        self._loading = set(residency.loading())
-        self._waiting = turns.waiting_by_line()
+    def __init__(
+        self,
+        held: Mapping[str, Resident],
+        loading: Collection[str] = (),
+        waiting: Mapping[str | None, int] | None = None,
+    ) -> None:
+        """By engine name."""
+        self._held = held
+        self._loading = set(loading)
+        self._waiting = waiting or {}
+
+    @classmethod
+    def now(cls, residency: Residency, turns: Turns) -> Moment:
+        return cls(residency.snapshot(), residency.loading(), turns.waiting_by_line())
 
     def resident_of(self, adapter: str) -> int:
         """How many of its versions the engine holds."""

@@ -1,6 +1,6 @@
 """`loraplex adapters`: its words and flags, and what they lead to.
 
-Tables for people; `--json` prints the server's answer instead. Exit codes: 0 done · 1 refused or not reachable ·
+Tables for people; `--json` prints the answer instead. Exit codes: 0 done · 1 refused, not reachable or not sound ·
 2 wrongly called.
 """
 
@@ -26,30 +26,38 @@ SERVER = "http://127.0.0.1:8000"
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    run: Callable[[Remote, argparse.Namespace, Console], dict[str, Any]] = arguments.run
+    run: Callable[[do.Shop, argparse.Namespace, Console], dict[str, Any]] = arguments.run
     console = Console(quiet=arguments.json)
     try:
-        with Remote(arguments.server, arguments.api_key) as remote:
-            answer = run(remote, arguments, console)
+        with _shop(arguments) as shop:
+            answer = run(shop, arguments, console)
     except AdapterError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(error.message)} ({error.code})", soft_wrap=True)
         return 1
     if arguments.json:
         Console(soft_wrap=True, highlight=False, markup=False).print(json.dumps(answer, indent=2))
-    return 0
+    return 0 if answer.get("sound", True) else 1
+
+
+def _shop(arguments: argparse.Namespace) -> do.Shop:
+    if arguments.data_dir is None:
+        return Remote(arguments.server or os.environ.get("LORAPLEX_SERVER", SERVER), arguments.api_key)
+    from server.offline import Offline  # what it shows is made by the server's own modules, slow to import
+
+    return Offline(arguments.data_dir, arguments.database_url, arguments.store_url)
 
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--server",
-        default=os.environ.get("LORAPLEX_SERVER", SERVER),
-        help=f"its URL (default: LORAPLEX_SERVER, or {SERVER})",
-    )
+    asked = common.add_mutually_exclusive_group()
+    asked.add_argument("--server", help=f"its URL (default: LORAPLEX_SERVER, or {SERVER})")
+    asked.add_argument("--data-dir", type=Path, help="ask the store itself, without a server: the server's data_dir")
     common.add_argument("--api-key", default=os.environ.get("LORAPLEX_API_KEY"), help="default: LORAPLEX_API_KEY")
+    for flag, variable in (("--database-url", "LORAPLEX_DATABASE_URL"), ("--store-url", "LORAPLEX_STORE_URL")):
+        common.add_argument(flag, default=os.environ.get(variable), help=f"with --data-dir (default: {variable})")
     common.add_argument("--json", action="store_true", help="print the answer as JSON")
 
-    parser = argparse.ArgumentParser(prog="loraplex adapters", description="The adapters of a running server.")
+    parser = argparse.ArgumentParser(prog="loraplex adapters", description="The adapters of a server, or of a store.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, run: Callable[..., dict[str, Any]]) -> argparse.ArgumentParser:
@@ -85,10 +93,24 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--alias", default=DEFAULT, help=f"default: {DEFAULT}")
     removing = verb("rm", do.remove)
     removing.add_argument("name", help="name, or name@3 for one version")
-    removing.add_argument(
-        "--wait-s", type=float, default=30, help="how long to wait for running requests (default: 30)"
+    collecting = verb("gc", do.collect)
+    collecting.add_argument("name", nargs="?", help="one adapter alone (default: all)")
+    collecting.add_argument("--keep", type=_count, help="newest that stay (default: the server's keep_versions)")
+    collecting.add_argument("--dry-run", action="store_true", help="say what would go, and why the rest stays")
+    for each in (removing, collecting):
+        each.add_argument(
+            "--wait-s", type=float, default=30, help="how long to wait for running requests (default: 30)"
+        )
+    verb("verify", do.verify).add_argument(
+        "--repair", action="store_true", help="put right what can be, and take out of service what cannot"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 1 on")
+    return int(text)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
+from adapters.verify import LOST
+
+SHOWN = 20
 SIZE_UNITS = ("B", "kB", "MB", "GB")
 
 
@@ -39,6 +44,40 @@ def print_aliases(adapter: dict[str, Any], console: Console) -> dict[str, Any]:
     shown = ", ".join(f"{alias}→{target}" for alias, target in targets_of(adapter).items())
     console.print(f"[bold]{escape(adapter['name'])}[/]: {shown}", highlight=False)
     return adapter
+
+
+def print_collected(answer: dict[str, Any], console: Console) -> None:
+    going, dry = answer["deleted"], answer["dry_run"]
+    if going:
+        table = Table("version", "state", "size", "digest", box=None)
+        for each in going:
+            digest = each["digest"].removeprefix("sha256:")[:12]
+            table.add_row(f"{each['name']}@{each['version']}", each["state"], size(each["size_bytes"]), digest)
+        console.print("would be deleted:" if dry else "deleted:" if answer["done"] else "being deleted:")
+        console.print(table)
+    else:
+        console.print("no version would go" if dry else "no version went")
+    if answer["swept"]:
+        console.print(f"{'would go' if dry else 'gone'}, for nobody refers to it: {', '.join(answer['swept'])}")
+    for reason, meaning in answer["reasons"].items():
+        kept = [f"{each['name']}@{each['version']}" for each in answer["kept"] if each["reason"] == reason]
+        console.print(f"kept, {meaning}: {_some(kept)}", highlight=False, soft_wrap=True)
+
+
+def print_verified(answer: dict[str, Any], console: Console) -> None:
+    if answer["findings"]:
+        table = Table("finding", "versions", "detail", "done about it", box=None)
+        for each in answer["findings"]:
+            what = f"[red]{each['what']}[/]" if each["what"] in LOST else each["what"]
+            named = each["versions"] or [each["digest"].removeprefix("sha256:")[:12]]
+            table.add_row(what, _some(named), escape(each["detail"]), escape(each["repaired"] or "nothing"))
+        console.print(table)
+    read = f"{answer['versions']} versions, {answer['blobs']} sets of files, {size(answer['size_bytes'])} read"
+    console.print(f"{read}: {'all is well' if answer['sound'] else '[bold red]not all is well[/]'}", highlight=False)
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")
 
 
 def targets_of(adapter: dict[str, Any]) -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from adapters.names import DEFAULT
@@ -16,8 +16,13 @@ from adapters.pull import pull as fetch
 from adapters.remote import Remote
 from server.adapters_cli import tables
 
+if TYPE_CHECKING:
+    from server.offline import Offline
 
-def push(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    Shop = Remote | Offline
+
+
+def push(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Upload a PEFT directory or an archive of one."""
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
@@ -27,7 +32,7 @@ def push(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
         return progress.open(path, "rb", description=path.name)
 
     with progress:
-        version = remote.upload(
+        version = shop.upload(
             arguments.path,
             arguments.name,
             description=arguments.description,
@@ -41,9 +46,9 @@ def push(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
     return version
 
 
-def list_adapters(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def list_adapters(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Every adapter, a row each."""
-    found = list(remote.adapters())
+    found = list(shop.adapters())
     table = Table("adapter", "default", "aliases", "versions", "resident", "made", "description", box=None)
     for adapter in found:
         targets = tables.targets_of(adapter)
@@ -60,19 +65,19 @@ def list_adapters(remote: Remote, arguments: argparse.Namespace, console: Consol
     if found:
         console.print(table)
     else:
-        console.print(f"no adapters on {remote.server}; push one with `loraplex adapters push DIRECTORY --name NAME`")
+        console.print(f"no adapters on {shop.server}; push one with `loraplex adapters push DIRECTORY --name NAME`")
     return {"data": found}
 
 
-def show(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def show(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """An adapter with its versions and the moves of its default alias; with `name@ref`, one version."""
     name, _, ref = arguments.name.partition("@")
     if ref:
-        version = remote.version(name, ref)
+        version = shop.version(name, ref)
         console.print(f"[bold]{version['name']}@{version['version']}[/]", highlight=False)
         tables.print_version(version, console)
         return version
-    adapter = remote.adapter(name)
+    adapter = shop.adapter(name)
     console.print(f"[bold]{escape(name)}[/] {escape(adapter['description'] or '')}", highlight=False)
     table = Table("version", "status", "aliases", "leases", "waiting", "made", "digest", box=None)
     for version in adapter["versions"]:
@@ -87,12 +92,12 @@ def show(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
             version["digest"].removeprefix("sha256:")[:12],
         )
     console.print(table)
-    moves = [f"  {tables.time(move['at'])}  {tables.move(move)}" for move in remote.alias(name, DEFAULT)["moves"][:8]]
+    moves = [f"  {tables.time(move['at'])}  {tables.move(move)}" for move in shop.alias(name, DEFAULT)["moves"][:8]]
     console.print(f"moves of the alias {DEFAULT}, the latest first:\n" + escape("\n".join(moves)), highlight=False)
     return adapter
 
 
-def pull(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def pull(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Write the files of a version into a directory, as PEFT reads them; each is checked."""
     name, _, ref = arguments.name.partition("@")
     progress = Progress(
@@ -106,7 +111,7 @@ def pull(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
         progress.advance(shown[file], count)
 
     with progress:
-        version, written = fetch(remote, name, ref or DEFAULT, arguments.directory, advance)
+        version, written = fetch(shop, name, ref or DEFAULT, arguments.directory, advance)
     known = "" if written else ", which was there already"
     console.print(
         f"[bold]{version['name']}@{version['version']}[/] in {escape(str(arguments.directory))}{known}",
@@ -116,26 +121,48 @@ def pull(remote: Remote, arguments: argparse.Namespace, console: Console) -> dic
     return version | {"directory": str(arguments.directory), "written": written}
 
 
-def promote(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def promote(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Move an alias to a version."""
-    return tables.print_aliases(remote.set_alias(arguments.name, arguments.alias, {arguments.version: 1}), console)
+    return tables.print_aliases(shop.set_alias(arguments.name, arguments.alias, {arguments.version: 1}), console)
 
 
-def split(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def split(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Share the traffic of an alias among versions, by weight: `3=90 4=10`. A user always gets the same one."""
-    return tables.print_aliases(remote.set_alias(arguments.name, arguments.alias, dict(arguments.share)), console)
+    return tables.print_aliases(shop.set_alias(arguments.name, arguments.alias, dict(arguments.share)), console)
 
 
-def rollback(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def rollback(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Take back the last move of an alias."""
-    return tables.print_aliases(remote.rollback(arguments.name, arguments.alias), console)
+    return tables.print_aliases(shop.rollback(arguments.name, arguments.alias), console)
 
 
-def remove(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def remove(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Delete an adapter, or with `name@3` a version; running requests finish first."""
     name, _, ref = arguments.name.partition("@")
-    number = remote.version(name, ref)["version"] if ref else None
-    answer = remote.delete(name, number, arguments.wait_s)
+    number = shop.version(name, ref)["version"] if ref else None
+    answer = shop.delete(name, number, arguments.wait_s)
     done = "deleted" if answer["deleted"] else "still draining, and will be deleted:"
     console.print(f"{done} {', '.join(answer['versions'])}", highlight=False)
+    return answer
+
+
+def collect(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Delete the older versions that nothing needs, and files nobody refers to. --dry-run first says which."""
+    answer = shop.gc(arguments.keep, name=arguments.name, dry_run=arguments.dry_run, wait_s=arguments.wait_s)
+    tables.print_collected(answer, console)
+    return answer
+
+
+def verify(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Read and hash every stored file again. Exit code 1 when something is wrong that was not put right."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task("reading", total=None)
+
+        def advance(done: int, total: int, ref: str) -> None:
+            progress.update(task, completed=done, total=total, description=ref)
+
+        answer = shop.verify(repair=arguments.repair, progress=advance)
+    tables.print_verified(answer, console)
     return answer

@@ -17,6 +17,7 @@ from adapters.errors import NotFound
 from adapters.registry import Version
 from server.auth import require
 from server.errors import RangeNotSatisfiable
+from server.routes.shapes import file_json
 from server.services import Services, Wired
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("publish"))])
@@ -29,10 +30,7 @@ BINARY = "application/octet-stream"
 @router.get("/{name}/versions/{ref}/files")
 async def list_files(name: str, ref: str, wired: Wired) -> dict[str, Any]:
     version, paths = await _files(wired, name, ref)
-    data = [
-        {"name": path.name, "size_bytes": path.stat().st_size, "sha256": version.manifest.files[path.name]}
-        for path in paths
-    ]
+    data = [file_json(version, path) for path in paths]
     return {"object": "list", "version": version.number, "digest": version.digest, "data": data}
 
 

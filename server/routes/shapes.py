@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from adapters.registry import About, Adapter, Alias, Move, Overview, Version
@@ -72,11 +73,11 @@ def _ends(target: Target) -> int | dict[str, int] | None:
 
 
 async def shown_version(wired: Services, version: Version) -> dict[str, Any]:
-    return detail_json(wired, version, await asyncio.to_thread(wired.registry.about, version))
+    return detail_json(version, await asyncio.to_thread(wired.registry.about, version), moment_of(wired))
 
 
-def detail_json(wired: Services, version: Version, about: About) -> dict[str, Any]:
-    return version_json(version, about.aliases, about.tags, moment_of(wired)) | {
+def detail_json(version: Version, about: About, moment: Moment) -> dict[str, Any]:
+    return version_json(version, about.aliases, about.tags, moment) | {
         "verdict": version.manifest.verdict,
         "probe": version.probe,
         "manifest": version.manifest.to_json(),
@@ -106,5 +107,9 @@ def version_json(version: Version, aliases: list[str], tags: Tags, moment: Momen
     }
 
 
+def file_json(version: Version, path: Path) -> dict[str, Any]:
+    return {"name": path.name, "size_bytes": path.stat().st_size, "sha256": version.manifest.files[path.name]}
+
+
 def moment_of(wired: Services) -> Moment:
-    return Moment(wired.residency, wired.turns)
+    return Moment.now(wired.residency, wired.turns)

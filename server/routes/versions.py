@@ -55,7 +55,7 @@ async def get_version(request: Request, name: str, ref: str, wired: Wired) -> Re
     """`ref`: a version number, an alias, `latest` or `sha256:…`."""
     version = await asyncio.to_thread(wired.registry.resolve, name, ref)
     about = await asyncio.to_thread(wired.registry.about, version)
-    return tagged(request, detail_json(wired, version, about), about.revision)
+    return tagged(request, detail_json(version, about, moment_of(wired)), about.revision)
 
 
 @reading.get("/{name}/versions/{ref}/card")

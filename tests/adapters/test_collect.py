@@ -101,6 +101,15 @@ def test_shadows_and_jobs_that_have_not_ended_hold(shop: Shop) -> None:
     assert answer(shop, 1)[0] == ["a@2", "a@3"]
 
 
+def test_a_job_that_brings_a_version_holds_none(shop: Shop) -> None:
+    """Trimming happens inside of it."""
+    stock(shop, "a", 4)
+    params = {"name": "a", "source": "file:///a", "lineage": {"parents": ["a@1"]}}
+    job = {"kind": "fetch", "state": "running", "created_at": datetime.now(UTC)}
+    write(shop, schema.jobs, id="1", params=params, progress={}, **job)
+    assert answer(shop, 1, dry_run=True)[1] == {"a@1": "job", "a@3": "rollback", "a@4": "recent"}
+
+
 def test_a_deletion_that_was_interrupted_is_finished(shop: Shop) -> None:
     stock(shop, "a", 2)
     shop.registry.set_state("a", 1, DRAINING)

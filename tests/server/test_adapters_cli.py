@@ -105,6 +105,15 @@ def test_what_was_pushed_is_pulled(call: Call, directory: Callable[[int], str], 
     assert json.loads(call("pull", "pulled", str(tmp_path / "c"), "--json"))["version"] == 2
 
 
+def test_old_versions_and_damage(call: Call, directory: Callable[[int], str]) -> None:
+    for seed in (1, 2, 3):
+        call("push", directory(seed), "--name", "old")
+    assert re.search(r"would be deleted:\n.*\n +old@1 +ready", call("gc", "old", "--keep", "1", "--dry-run"))
+    assert re.search(r"deleted:\n.*\n +old@1 +ready", call("gc", "old", "--keep", "1"))
+    assert "kept, one of the newest that are kept, or newer than one of them: old@2, old@3" in call("gc", "old")
+    assert "2 versions, 2 sets of files" in call("verify", "--repair")
+
+
 def test_json_is_the_servers_answer_and_nothing_else(call: Call, directory: Callable[[int], str]) -> None:
     pushed = json.loads(call("push", directory(1), "--name", "json", "--json"))
     assert (pushed["name"], pushed["version"], pushed["created"]) == ("json", 1, True)
@@ -140,7 +149,9 @@ def test_a_server_that_is_down(call: Call) -> None:
     assert "check the address and that the server is up" in said
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["push", "x"], ["promote", "a", "x"], ["split", "a", "1"]])
+@pytest.mark.parametrize(
+    "words", [[], ["fly"], ["push", "x"], ["promote", "a", "x"], ["split", "a", "1"], ["gc", "--keep", "0"]]
+)
 def test_wrongly_called_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["adapters", *words])
