@@ -99,6 +99,24 @@ class Remote:
             raise RemoteRefusal(str(version["reason"]), code="probe_failed", status=422)
         return version
 
+    def fetch(self, source: str, name: str, **fields: Any) -> dict[str, Any]:
+        """Have the server read a source; the job that does it."""
+        return self._call("POST", "", json={"source": source, "name": name, **fields})
+
+    def jobs(self, *, limit: int, state: str | None = None) -> dict[str, Any]:
+        """The newest first, one page."""
+        wanted = {"limit": limit} | ({} if state is None else {"state": state})
+        return self._call("GET", "", under="/v1/jobs", params=wanted)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._call("GET", f"/{_part(job_id)}", under="/v1/jobs")
+
+    def job_events(self, job_id: str) -> dict[str, Any]:
+        return self._call("GET", f"/{_part(job_id)}/events", under="/v1/jobs")
+
+    def cancel_job(self, job_id: str) -> dict[str, Any]:
+        return self._call("POST", f"/{_part(job_id)}/cancel", under="/v1/jobs")
+
     def set_alias(self, name: str, alias: str, target: Target) -> dict[str, Any]:
         """To one version, or to several that share its traffic by weight."""
         single = len(target) == 1
@@ -136,8 +154,8 @@ class Remote:
                 raise _refusal(response)
             yield response.iter_bytes(PIECE_BYTES)
 
-    def _call(self, method: str, path: str, **content: Any) -> dict[str, Any]:
-        url = f"{self.server}/v1/adapters{path}"
+    def _call(self, method: str, path: str, *, under: str = "/v1/adapters", **content: Any) -> dict[str, Any]:
+        url = f"{self.server}{under}{path}"
         with _reaching(url):
             response = self._client.request(method, url, **content)
         if not response.is_success:

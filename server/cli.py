@@ -18,6 +18,7 @@ USAGE = """usage: loraplex <command> [options]
   serve    serve the base model and its adapters          loraplex serve --help
   train    make an adapter                                 loraplex train --help
   adapters push, list, pull, promote, roll back, gc, …     loraplex adapters --help
+  jobs     what a server fetches in the background         loraplex jobs --help
   keys     make an API key                                 loraplex keys new --help
   demo     train two adapters, serve them, chat with them  loraplex demo --help
 """
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "serve": serve,
         "train": train,
         "adapters": adapters,
+        "jobs": jobs,
         "keys": keys,
         "demo": demo,
     }
@@ -94,6 +96,12 @@ def adapters(argv: list[str]) -> int:
     from server.adapters_cli.command import main as adapters_main
 
     return adapters_main(argv)
+
+
+def jobs(argv: list[str]) -> int:
+    from server.adapters_cli.jobs import main as jobs_main
+
+    return jobs_main(argv)
 
 
 def keys(argv: list[str]) -> int:

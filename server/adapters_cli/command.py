@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     pushing = verb("push", do.push)
-    pushing.add_argument("path", type=Path)
+    pushing.add_argument("path", help="a directory or an archive here, or a source that the server reads")
     pushing.add_argument("--name", required=True)
     pushing.add_argument("--description")
     pushing.add_argument(
@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         help="accept that this share of what it changes is lost where it must be converted (default: 0)",
     )
+    pushing.add_argument("--sha256", help="of what a source gives: of its archive, else of adapter_model.safetensors")
+    pushing.add_argument("--no-wait", action="store_true", help="of a source: do not follow the job, print its id")
     pushing.add_argument("--no-promote", action="store_true", help=f"leave the alias {DEFAULT} where it is")
     verb("list", do.list_adapters)
     verb("show", do.show).add_argument("name", help="name, name@3, name@alias or name@sha256:…")

@@ -14,7 +14,7 @@ from rich.table import Table
 from adapters.names import DEFAULT
 from adapters.pull import pull as fetch
 from adapters.remote import Remote
-from server.adapters_cli import tables
+from server.adapters_cli import jobs, tables
 
 if TYPE_CHECKING:
     from server.offline import Offline
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def push(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Upload a PEFT directory or an archive of one."""
+    """Upload a PEFT directory or an archive of one, or have the server fetch it: hf://org/name, s3://bucket/folder."""
+    if "://" in arguments.path and isinstance(shop, Remote):
+        return _push_source(shop, arguments, console)
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
     )
@@ -33,14 +35,31 @@ def push(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[st
 
     with progress:
         version = shop.upload(
-            arguments.path,
+            Path(arguments.path),
             arguments.name,
             description=arguments.description,
             promote=not arguments.no_promote,
             max_error=arguments.max_error,
             opener=opener,
         )
-    known = "" if version["created"] else ", which it was already: the same files"
+    return _pushed(version, version["created"], console)
+
+
+def _push_source(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    fields = {"description": arguments.description, "sha256": arguments.sha256}
+    given = {name: value for name, value in fields.items() if value is not None}
+    asked = {"promote": not arguments.no_promote, "max_error": arguments.max_error, **given}
+    job = remote.fetch(arguments.path, arguments.name, **asked)
+    if arguments.no_wait:
+        console.print(f"{job['id']}; see `loraplex jobs show {job['id']}`", highlight=False)
+        return job
+    result = jobs.follow(remote, job, console)["result"]
+    version = remote.version(result["name"], str(result["version"])) | {"created": result["created"]}
+    return _pushed(version, result["created"], console)
+
+
+def _pushed(version: dict[str, Any], created: bool, console: Console) -> dict[str, Any]:
+    known = "" if created else ", which it was already: the same files"
     console.print(f"[bold]{version['name']}@{version['version']}[/]{known}", highlight=False)
     tables.print_version(version, console)
     return version
