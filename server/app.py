@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 from fastapi import FastAPI
 
 from adapters.base import BaseModel
+from adapters.errors import Conflict
 from adapters.ingest import Ingest
 from adapters.jobs import Jobs
 from adapters.registry import Registry
@@ -161,9 +162,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     with ExitStack() as held:
         held.callback(services.registry.close)
+        await asyncio.to_thread(_take_up_jobs, services)
         await asyncio.to_thread(held.enter_context, services.registry.serving())
         async with _running(services):
             yield
+
+
+def _take_up_jobs(services: Services) -> None:
+    """Where no other server is up, nobody works on what is marked as running: its silence need not be waited for."""
+    with suppress(Conflict), services.registry.unserved():
+        services.runner.recover(silent_s=0)
 
 
 @asynccontextmanager

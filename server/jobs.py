@@ -151,9 +151,13 @@ class JobRunner:
                 await asyncio.wait_for(self._woken.wait(), BEAT_S)
             self._woken.clear()
 
-    async def _round(self) -> None:
-        for lost in await self._in_table(self._jobs.recover, list(self._works), SILENT_S):
+    def recover(self, silent_s: float = SILENT_S) -> None:
+        """Take jobs away from workers that have been silent for so long."""
+        for lost in self._jobs.recover(list(self._works), silent_s):
             log.warning("a job's worker was lost", extra={"job": lost.id, "state": lost.state})
+
+    async def _round(self) -> None:
+        await self._in_table(self.recover)
         for run in list(self._running.values()):
             await self._beat(run)
         while len(self._running) < self._at_once:

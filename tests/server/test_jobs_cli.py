@@ -172,9 +172,9 @@ def test_killed_in_the_middle_of_a_fetch_the_next_start_ends_it(tmp_path: Path, 
         slow.pause_s = 0
         with launch(flags, tmp_path / "second.log") as second:
             second.wait_ready(60)
-            assert list((tmp_path / "data" / "adapters" / "staging").iterdir()) == []
             while (job := httpx.get(f"{second.url}/v1/jobs/{job_id}", trust_env=False).json())["ended_at"] is None:
                 time.sleep(0.2)
             assert (job["state"], job["attempts"], job["result"]["version"]) == ("succeeded", 2, 1)
+            assert list((tmp_path / "data" / "adapters" / "staging").iterdir()) == []
             version = httpx.get(f"{second.url}/v1/adapters/a/versions/1", trust_env=False).json()
             assert version["digest"] == job["result"]["digest"]

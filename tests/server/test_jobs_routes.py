@@ -300,6 +300,26 @@ def test_a_stop_gives_the_job_back_and_the_next_start_does_it(
         assert "its worker stops; queued again" in told
 
 
+def test_a_start_takes_up_at_once_what_no_other_server_can_be_working_on(built: World, roots: tuple[str, ...]) -> None:
+    queue = built.services.jobs
+    source = {"name": "a", "source": f"file://{roots[0]}/run"}
+    fetch, other = queue.create("fetch", source), queue.create("train", {})
+    assert queue.claim(["fetch"], "dead")
+    assert queue.claim(["train"], "worker")
+    with built.client() as client:
+        assert queue.job(fetch.id).worker != "dead"
+        assert end_of(client, fetch.id)["state"] == "succeeded"
+        assert queue.job(other.id).worker == "worker"
+
+
+def test_beside_another_server_a_start_waits_for_its_silence(built: World) -> None:
+    queue = built.services.jobs
+    fetch = queue.create("fetch", {"name": "a", "source": "hf://o/n"})
+    assert queue.claim(["fetch"], "other server")
+    with built.services.registry.serving(), built.client():
+        assert queue.job(fetch.id).worker == "other server"
+
+
 def test_an_error_that_nobody_foresaw_ends_the_job_and_says_nothing_of_its_inside(
     client: TestClient, web: WebServer, built: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
