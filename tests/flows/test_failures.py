@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -23,18 +24,22 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def fragile(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server of its own, since this module breaks it."""
+    """A server of its own, since this module breaks it. It does not try adapters before they serve."""
     root = tmp_path_factory.mktemp("fragile")
     flags = ["--model", str(base.path), "--data-dir", str(root / "data"), f"--api-keys=admin:{KEY}"]
-    with launch([*flags, "--max-loras", "2", "--kv-cache-memory-bytes", "300000000"], root / "server.log") as server:
+    flags += ["--max-loras", "2", "--kv-cache-memory-bytes", "300000000", "--no-probe-uploads"]
+    with launch(flags, root / "server.log") as server:
         server.wait_ready()
         running = Live(server, base)
         good = write_adapter(root / "good", base, rank=4, seed=1)
-        # Finite in every tensor, so the gate lets it in; the product overflows.
-        overflow = write_adapter(root / "overflow", base, rank=4, seed=2, strength=1e30)
         assert running.upload("good", good).status_code == 201
-        assert running.upload("overflow", overflow).status_code == 201
+        assert running.upload("overflow", write_overflow(root / "overflow", base)).status_code == 201
         yield running
+
+
+def write_overflow(directory: Path, base: BaseModel) -> Path:
+    """Finite in every tensor, so that the gate lets it in; the product overflows."""
+    return write_adapter(directory, base, rank=4, seed=2, strength=1e30)
 
 
 def chat(live: Live, model: str, **options: object) -> tuple[int, dict[str, object]]:
@@ -48,6 +53,15 @@ def text_of(live: Live, model: str) -> str:
     status, answer = chat(live, model)
     assert status == 200, answer
     return str(answer["choices"][0]["message"]["content"])  # type: ignore[index]
+
+
+def test_the_probe_refuses_an_adapter_whose_logits_are_nan(live: Live, tmp_path: Path) -> None:
+    before = text_of(live, "pirate")
+    refused = live.upload("overflow", write_overflow(tmp_path / "overflow", live.base))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "probe_failed")
+    with live.client() as client:
+        assert client.get("/v1/adapters/overflow").status_code == 404
+    assert text_of(live, "pirate") == before
 
 
 def test_an_adapter_whose_logits_are_nan_is_quarantined_and_hurts_nobody(fragile: Live) -> None:
