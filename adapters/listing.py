@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, FromClause, and_, exists, func, select, true
 
-from adapters import rows, schema, tag_rows
+from adapters import rows, schema, shadow_rows, tag_rows
 from adapters.records import READY, Adapter, Overview
 from adapters.tag_rows import OF_ADAPTER
 from adapters.tags import Condition
@@ -78,6 +78,7 @@ def read_overviews(connection: Connection, which: rows.Which) -> list[Overview]:
         if state == READY:
             latest[name] = highest
     targets = rows.read_all_targets(connection, which(schema.alias_targets.c.adapter))
+    shadows = shadow_rows.read_shadows(connection, which(schema.alias_shadows.c.adapter))
     own = and_(which(schema.tags.c.adapter), schema.tags.c.number == OF_ADAPTER)
     tagged = tag_rows.read_tagged(connection, own)
     return [
@@ -90,6 +91,7 @@ def read_overviews(connection: Connection, which: rows.Which) -> list[Overview]:
             targets.get(each.name, {}),
             tagged.get(each.name, {}).get(OF_ADAPTER, {}),
             each.revision,
+            shadows.get(each.name, {}),
         )
         for each in found
         if each.removed_at is None

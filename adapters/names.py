@@ -24,11 +24,16 @@ def require_alias(alias: str) -> None:
     """An alias must not read as another kind of reference."""
     if not NAME.fullmatch(alias):
         raise _bad_name("alias", alias)
-    if alias == LATEST or alias.isdigit() or alias.startswith("sha256"):
+    if not is_alias(alias):
         raise InvalidAdapter(
             f"alias {alias!r} is reserved: digits, {LATEST!r} and sha256… already name versions; choose another",
             code="bad_name",
         )
+
+
+def is_alias(ref: str) -> bool:
+    """Whether a reference reads as an alias, not as a number, a digest or the newest."""
+    return NAME.fullmatch(ref) is not None and not (ref == LATEST or ref.isdigit() or ref.startswith("sha256"))
 
 
 def require_description(description: str | None) -> None:

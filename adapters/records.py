@@ -70,6 +70,15 @@ class About:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """A version that gets a copy of some of an alias's requests; its answers are compared and dropped."""
+
+    number: int
+    percent: int
+    """How many of a hundred requests."""
+
+
+@dataclass(frozen=True)
 class Overview:
     """A name with how many versions it has, of which there may be thousands."""
 
@@ -84,6 +93,7 @@ class Overview:
     """Alias → where it points."""
     tags: Tags
     revision: int
+    shadows: Mapping[str, Shadow]
 
     @property
     def aliases(self) -> dict[str, int]:
@@ -102,6 +112,7 @@ class Alias:
     name: str
     target: Target
     """Empty: it is gone."""
+    shadow: Shadow | None
     moves: tuple[Move, ...]
     revision: int
     """Of the adapter."""
@@ -121,6 +132,8 @@ class Adapter:
     """Version number → tags; 0 has the adapter's own."""
     revision: int = 0
     """How often anything of it has changed in the registry."""
+    shadows: Mapping[str, Shadow] = field(default_factory=dict)
+    """Alias → its shadow; who has none is not there."""
 
     @property
     def aliases(self) -> dict[str, int]:

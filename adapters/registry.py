@@ -11,30 +11,43 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, true
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from adapters import checking, lineage, listing, migrations, names, rows, schema, tag_rows
+from adapters import alias_changes, checking, lineage, listing, migrations, names, rows, schema, shadow_rows, tag_rows
 from adapters.database import Database
 from adapters.errors import Changed, Conflict, NotFound, StoreError
-from adapters.holds import judge_all, last_move
+from adapters.holds import judge_all
 from adapters.listing import ALL, Wanted
 from adapters.manifest import Manifest
-from adapters.records import CHECKING, DRAINING, FAILED, READY, STATES, About, Adapter, Alias, Move, Overview, Version
+from adapters.records import (
+    CHECKING,
+    DRAINING,
+    FAILED,
+    READY,
+    STATES,
+    About,
+    Adapter,
+    Alias,
+    Move,
+    Overview,
+    Shadow,
+    Version,
+)
 from adapters.references import listed, living, pick, unknown_ref
 from adapters.retention import Judgement
 from adapters.tag_rows import OF_ADAPTER
 from adapters.tags import NO_TAGS, Changes, changed, require_tags
-from adapters.targets import Target, aliases_of, require_target
+from adapters.targets import Target, aliases_of, require_percent, require_target
 
-__all__ = ["About", "Adapter", "Alias", "Move", "Overview", "Registry", "Version"]
+__all__ = ["About", "Adapter", "Alias", "Move", "Overview", "Registry", "Shadow", "Version"]
 
 Revisions = frozenset[int] | None
 """Of an adapter: those at which a change may happen. None: at any."""
 
 
 class Keep(Enum):
-    """A description that stays as it is; None would take it away."""
+    """A description or a shadow that stays as it is; None would take it away."""
 
     IT = 0
 
@@ -247,18 +260,27 @@ class Registry:
             return aliases_of(rows.read_targets(connection, version.adapter), version.number)
 
     def set_alias(
-        self, name: str, alias: str, target: int | Target, *, by: str | None = None, expected: Revisions = None
+        self,
+        name: str,
+        alias: str,
+        target: int | Target | None = None,
+        *,
+        shadow: Shadow | Keep | None = Keep.IT,
+        by: str | None = None,
+        expected: Revisions = None,
     ) -> Adapter:
-        """To one version, or to several with weights."""
+        """To one version, or to several with weights; without a target it stays where it is. `shadow`: None: none."""
         target = {target: 1} if isinstance(target, int) else target
         names.require_alias(alias)
-        require_target(target)
+        if target is not None:
+            require_target(target)
+        if isinstance(shadow, Shadow):
+            require_percent(shadow.percent)
         with self._writing(name, expected) as connection:
-            for number in target:
-                version = rows.require_version(connection, name, number)
-                if version.state != READY:
-                    raise Conflict(f"{version.ref} is {version.state}; an alias can only move to a ready version")
-            rows.move(connection, name, alias, target, "set", by=by)
+            if target is not None:
+                alias_changes.move(connection, name, alias, target, by)
+            if not isinstance(shadow, Keep):
+                alias_changes.set_shadow(connection, name, alias, shadow)
             return rows.read_adapter(connection, name)
 
     def rollback(
@@ -267,21 +289,19 @@ class Registry:
         """Take back the last move of the alias; once more, the one before it. Conflict where there is nothing to go
         back to, or what it pointed to cannot serve any more."""
         with self._writing(name, expected) as connection:
-            adapter = rows.read_adapter(connection, name)
-            if alias not in adapter.targets:
-                raise unknown_ref(adapter, alias)
-            moves = rows.read_moves(connection, name, alias)
-            number, last = last_move(moves) or (0, None)
-            if last is None or not last.old:
-                raise Conflict(
-                    f"alias {alias!r} of {name} has no earlier target on record; move it with PUT instead",
-                    code="nothing_to_roll_back",
-                )
-            for each in last.old:
-                _require_servable(adapter, alias, each)
-            rows.move(connection, name, alias, last.old, "rollback", by=by)
-            rows.mark_undone(connection, number)
+            alias_changes.roll_back(connection, name, alias, by)
             return rows.read_adapter(connection, name)
+
+    def remove_alias(self, name: str, alias: str, *, by: str | None = None, expected: Revisions = None) -> Adapter:
+        with self._writing(name, expected) as connection:
+            alias_changes.remove(connection, name, alias, by)
+            return rows.read_adapter(connection, name)
+
+    def shadows(self) -> dict[tuple[str, str], Shadow]:
+        """Adapter and alias → its shadow, of all that have one."""
+        with self._database.read() as connection:
+            found = shadow_rows.read_shadows(connection, true())
+        return {(name, alias): shadow for name, shadows in found.items() for alias, shadow in shadows.items()}
 
     def alias(self, name: str, alias: str) -> Alias:
         """Also one that is gone. NotFound where it never was."""
@@ -291,20 +311,12 @@ class Registry:
             moves = tuple(move for _, move in rows.read_moves(connection, name, alias))
             if not moves and not target:
                 raise unknown_ref(rows.read_adapter(connection, name), alias)
-            return Alias(name, alias, target, moves, row["revision"])
+            shadow = shadow_rows.shadows_of(connection, name).get(alias)
+            return Alias(name, alias, target, shadow, moves, row["revision"])
 
     def moves(self, name: str, alias: str) -> list[Move]:
         """Of an alias, the latest first, also when it is gone. NotFound where it never was."""
         return list(self.alias(name, alias).moves)
-
-    def remove_alias(self, name: str, alias: str, *, by: str | None = None, expected: Revisions = None) -> Adapter:
-        if alias == names.DEFAULT:
-            raise Conflict(f"alias {alias!r} is what {name!r} alone means; move it to another version instead")
-        with self._writing(name, expected) as connection:
-            if alias not in rows.read_targets(connection, name):
-                raise unknown_ref(rows.read_adapter(connection, name), alias)
-            rows.move(connection, name, alias, {}, "remove", by=by)
-            return rows.read_adapter(connection, name)
 
     def set_state(
         self, name: str, number: int, state: str, reason: str | None = None, *, only_from: str | None = None
@@ -365,17 +377,6 @@ class Registry:
                 )
             rows.touch(connection, name)
             yield connection
-
-
-def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
-    states = {version.number: version.state for version in adapter.versions}
-    if states.get(number) != READY:
-        ready = [str(version.number) for version in adapter.versions if version.state == READY]
-        raise Conflict(
-            f"before its last move alias {alias!r} of {adapter.name} pointed to version {number}, which is "
-            f"{states.get(number, 'deleted')}; move it with PUT to one that is ready: {listed(ready)}",
-            code="rollback_target_gone",
-        )
 
 
 def _is_new(known: Version | None, version: Version) -> bool:

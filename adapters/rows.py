@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, false, func, insert, select, update
 
-from adapters import names, schema, tag_rows
+from adapters import names, schema, shadow_rows, tag_rows
 from adapters.errors import NotFound
 from adapters.manifest import Manifest
-from adapters.records import MERGE_ONLY, READY, Adapter, Move, Version
+from adapters.records import MERGE_ONLY, READY, Adapter, Move, Shadow, Version
 from adapters.references import SHOWN, listed, only
 from adapters.tag_rows import OF_ADAPTER, Tagged
 from adapters.targets import Target, from_json, to_json
@@ -89,6 +89,7 @@ def move(connection: Connection, name: str, alias: str, target: Target, how: str
     connection.execute(delete(table).where(table.c.adapter == name, table.c.alias == alias))
     for number, weight in target.items():
         connection.execute(insert(table).values(adapter=name, alias=alias, number=number, weight=weight))
+    shadow_rows.forget_useless(connection, name, alias, set(target))
     record = {"old_target": to_json(old), "new_target": to_json(target), "moved_by": by, "moved_at": datetime.now(UTC)}
     connection.execute(insert(moves).values(adapter=name, alias=alias, how=how, undone=False, **record))
     of_alias = (moves.c.adapter == name, moves.c.alias == alias)
@@ -135,6 +136,7 @@ def delete_version(connection: Connection, name: str, number: int) -> None:
             rest = {other: weight for other, weight in target.items() if other != number}
             move(connection, name, alias, rest, "delete")
     tag_rows.delete_tags(connection, name, number)
+    shadow_rows.delete_shadows(connection, name, number)
     table = schema.versions
     connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
 
@@ -157,7 +159,8 @@ def require_adapter(connection: Connection, name: str, *, lock: bool = False) ->
 
 def read_adapter(connection: Connection, name: str) -> Adapter:
     row, versions = require_adapter(connection, name), read_versions(connection, name)
-    return _adapter(row, versions, read_targets(connection, name), tag_rows.read_tags(connection, name))
+    targets, tagged = read_targets(connection, name), tag_rows.read_tags(connection, name)
+    return _adapter(row, versions, targets, tagged, shadow_rows.shadows_of(connection, name))
 
 
 def read_meant(connection: Connection, name: str, ref: str) -> Adapter:
@@ -189,20 +192,20 @@ def read_adapters(connection: Connection, which: Which) -> list[Adapter]:
         versions.setdefault(version.adapter, []).append(version)
     targets = read_all_targets(connection, which(schema.alias_targets.c.adapter))
     tagged = tag_rows.read_tagged(connection, which(schema.tags.c.adapter))
+    shadows = shadow_rows.read_shadows(connection, which(schema.alias_shadows.c.adapter))
     return [
-        _adapter(row, versions.get(row["name"], ()), targets.get(row["name"], {}), tagged.get(row["name"], {}))
+        _adapter(row, versions.get(name, ()), targets.get(name, {}), tagged.get(name), shadows.get(name))
         for row in rows
-        if row["removed_at"] is None
+        if row["removed_at"] is None and (name := row["name"])
     ]
 
 
 def read_page(connection: Connection, name: str, numbers: Sequence[int]) -> Adapter:
     """The adapter with these of its versions, and all its aliases."""
-    row, versions = (
-        require_adapter(connection, name),
-        read_versions(connection, name, schema.versions.c.number.in_(numbers)),
-    )
-    return _adapter(row, versions, read_targets(connection, name), tag_rows.read_tags(connection, name, numbers))
+    row = require_adapter(connection, name)
+    versions = read_versions(connection, name, schema.versions.c.number.in_(numbers))
+    targets, tagged = read_targets(connection, name), tag_rows.read_tags(connection, name, numbers)
+    return _adapter(row, versions, targets, tagged, shadow_rows.shadows_of(connection, name))
 
 
 def read_versions(connection: Connection, name: str, which: ColumnElement[bool] | None = None) -> list[Version]:
@@ -243,10 +246,22 @@ def find_ref(connection: Connection, parent: str) -> str | None:
 
 
 def _adapter(
-    row: RowMapping, versions: Sequence[Version], targets: Mapping[str, Target], tagged: Tagged | None = None
+    row: RowMapping,
+    versions: Sequence[Version],
+    targets: Mapping[str, Target],
+    tagged: Tagged | None = None,
+    shadows: Mapping[str, Shadow] | None = None,
 ) -> Adapter:
-    revision = row["revision"]
-    return Adapter(row["name"], row["description"], row["created_at"], tuple(versions), targets, tagged or {}, revision)
+    return Adapter(
+        row["name"],
+        row["description"],
+        row["created_at"],
+        tuple(versions),
+        targets,
+        tagged or {},
+        row["revision"],
+        shadows or {},
+    )
 
 
 def _versions(connection: Connection, which: ColumnElement[bool]) -> list[Version]:

@@ -26,6 +26,14 @@ def require_target(target: Target) -> None:
             )
 
 
+def require_percent(percent: int) -> None:
+    if not 1 <= percent <= 100:
+        raise InvalidAdapter(
+            f"the shadow gets {percent} of a hundred requests, expected 1 to 100; null takes the shadow away",
+            code="bad_shadow",
+        )
+
+
 def main_version(target: Target) -> int:
     """The version with the most traffic, the older of equals: what the alias means where only one can be shown."""
     return min(target, key=lambda number: (-target[number], number))

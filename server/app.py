@@ -54,6 +54,7 @@ from server.routes import (
 from server.running import Running
 from server.services import Services
 from server.settings import Settings
+from server.shadow import Shadows
 from server.telemetry import Telemetry
 from server.upkeep import Upkeep
 
@@ -94,8 +95,9 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     resolver = Resolver(registry, store, base.name)
     fetches = Fetches(store)
     turns = line_up(settings)
+    shadows = Shadows(registry, pool, resolver, fetches, turns, residency, running, lifecycle, telemetry)
     generator = Generator(
-        pool, resolver, fetches, turns, residency, running, lifecycle, telemetry, settings.max_request_bytes
+        pool, resolver, fetches, turns, residency, running, lifecycle, shadows, telemetry, settings.max_request_bytes
     )
     upkeep = Upkeep(store, registry, ingest, residency, lifecycle)
     probe = Probe(pool, turns, residency) if settings.probe_uploads else None
@@ -120,6 +122,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         residency,
         lifecycle,
         upkeep,
+        shadows,
         generator,
         telemetry,
     )
@@ -178,12 +181,14 @@ def _take_up_jobs(services: Services) -> None:
 async def _running(services: Services) -> AsyncIterator[None]:
     services.ingest.sweep()
     services.pool.open()
+    await services.shadows.reload()
     await services.lifecycle.resume()
     await services.admission.resume()
     services.runner.open()
     try:
         yield
     finally:
+        await services.shadows.close()
         await services.runner.close()
         await services.admission.close()
         await services.lifecycle.close()

@@ -16,6 +16,9 @@ less, it lets nobody new in once it has had the slot for `turn_s`, finishes what
 bounded by `turn_s` and the longest running answer, and slots change hands no more often than that. Nothing waits while
 there is a seat and a slot for it.
 
+A polite request (`ask`) takes only what nobody wants: it is let in where no one waits and there is a seat and a slot,
+it gives both back as soon as anyone has to wait, and its tokens count for nothing.
+
 A line is any string. Knows no engine, no HTTP, no residency; all of it runs in one event loop.
 """
 
@@ -48,6 +51,8 @@ class Turn:
     """Done when it is this request's turn."""
     expected_cost: float = 0.0
     cost: float = 0.0
+    yield_now: Callable[[], object] | None = None
+    """Of a polite one: called when somebody has to wait."""
 
     def charge(self, prompt_tokens: int, generated_tokens: int) -> None:
         self.cost = PROMPT_TOKEN * prompt_tokens + GENERATED_TOKEN * generated_tokens
@@ -92,6 +97,8 @@ class Turns:
         self._clock = clock
         self._lines: dict[Line, Service] = {}
         self._taken = 0
+        self._polite: list[Turn] = []
+        self._someone_left = asyncio.Event()
         self.waiting = 0
 
     def join(self, line: Line, seats: int = 1) -> Turn:
@@ -112,6 +119,24 @@ class Turns:
         self._let_in()
         return turn
 
+    def ask(self, line: Line, seats: int, yield_now: Callable[[], object]) -> Turn | None:
+        """A turn that is granted already, or None where there is no room that nobody wants. `leave` it as any other.
+
+        `yield_now` is called when someone has to wait; who was let in then ends soon.
+        """
+        service = self._lines.get(line) or Service(self._lowest_counter())
+        if self.waiting or self._taken + seats > self._seats or not self._has_slot(line, service):
+            return None
+        self._lines[line] = service
+        turn = Turn(line, seats, self._clock(), asyncio.get_running_loop().create_future(), yield_now=yield_now)
+        turn.granted.set_result(None)
+        service.running += 1
+        if service.slot_since_s is None:
+            service.slot_since_s = self._clock()
+        self._taken += seats
+        self._polite.append(turn)
+        return turn
+
     def leave(self, turn: Turn) -> None:
         """Of a request that has ended, or that gave up waiting."""
         service = self._lines[turn.line]
@@ -121,12 +146,21 @@ class Turns:
         else:
             service.running -= 1
             self._taken -= turn.seats
-            service.counter += turn.cost - turn.expected_cost
-            service.typical_cost += 0.2 * (turn.cost - service.typical_cost)
+            if turn in self._polite:
+                self._polite.remove(turn)
+            else:
+                service.counter += turn.cost - turn.expected_cost
+                service.typical_cost += 0.2 * (turn.cost - service.typical_cost)
             if not service.running:
                 service.slot_since_s = None
         self._let_in()
         self._forget_idle()
+        left, self._someone_left = self._someone_left, asyncio.Event()
+        left.set()
+
+    async def someone_left(self) -> None:
+        """Wait until there may be more room than now."""
+        await self._someone_left.wait()
 
     def waiting_by_line(self) -> dict[Line, int]:
         """Only the lines in which someone waits."""
@@ -135,6 +169,11 @@ class Turns:
     def _let_in(self) -> None:
         while (turn := self._next()) is not None:
             self._grant(turn)
+        if self.waiting:
+            for polite in self._polite:
+                if polite.yield_now is not None:
+                    polite.yield_now()
+                    polite.yield_now = None  # once is enough
 
     def _next(self) -> Turn | None:
         """The first of the line that has received least, if there is a seat for it; else a newcomer.

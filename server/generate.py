@@ -29,6 +29,7 @@ from server.lifecycle import Lifecycle
 from server.residency import Residency
 from server.resolve import Resolver, Target
 from server.running import Running, Use
+from server.shadow import Shadows
 from server.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Generator:
         residency: Residency,
         running: Running,
         lifecycle: Lifecycle,
+        shadows: Shadows,
         telemetry: Telemetry,
         max_request_bytes: int,
     ) -> None:
@@ -57,6 +59,7 @@ class Generator:
         self._residency = residency
         self._running = running
         self._lifecycle = lifecycle
+        self._shadows = shadows
         self._telemetry = telemetry
         self._max_request_bytes = max_request_bytes
 
@@ -90,6 +93,7 @@ class Generator:
             adapter = await held.enter_async_context(self._residency.lease(target.engine_name, target.path))
         engine = self._pool.running()  # after the lease: the handle is of this engine, not of one lost meanwhile
         generation = Generation(endpoint, body, uuid.uuid4().hex, target.asked, adapter)
+        sample = self._shadows.sample(endpoint, body, target, turn.seats)
         try:
             answer = await held.enter_async_context(engine.generate(generation))
         except ServerError as error:
@@ -97,6 +101,8 @@ class Generator:
             await self._corrupted(error, target)
             raise
         held.push_async_callback(self._record, endpoint, target, answer, turn)
+        if sample is not None:
+            sample.follow(answer)
         return answer
 
     async def _turn(self, body: dict[str, Any], target: Target, held: AsyncExitStack) -> Turn:

@@ -104,6 +104,10 @@ class Residency:
         finally:
             _decrement(self._expected, name)
 
+    def has_room_for(self, name: str) -> bool:
+        """Whether a lease of `name` would cost nobody anything: it is here, or evicts no one who is expected."""
+        return name in self._entries or self._has_spare_room(name)
+
     def _has_spare_room(self, name: str) -> bool:
         """Whether a load of `name` would be news, wait for nothing, and evict nobody who is expected."""
         if name in self._entries or name in self._loads or name in self._retiring or self._one_load.locked():

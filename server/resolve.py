@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import InvalidAdapter, NotFound
+from adapters.names import DEFAULT, is_alias
 from adapters.registry import Registry, Version
 from adapters.store import Store
 from server.errors import AdapterUnavailable, ModelNotFound
@@ -25,6 +26,8 @@ class Target:
     asked: str
     version: Version | None = None
     path: Path | None = None
+    alias: str | None = None
+    """Through which the version was found, if it was through one."""
 
     @property
     def engine_name(self) -> str:
@@ -61,7 +64,8 @@ class Resolver:
                 code=f"adapter_{version.state}",
                 param="model",
             )
-        return Target(asked, version, self._store.at_hand(version.digest))
+        alias = ref or DEFAULT
+        return Target(asked, version, self._store.at_hand(version.digest), alias if is_alias(alias) else None)
 
 
 def _not_found(asked: str, detail: str) -> ModelNotFound:

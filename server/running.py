@@ -19,8 +19,9 @@ GRACE_S = 2.0
 class Use:
     """One request. `guard` what it waits for; whoever streams makes that whole `stoppable`."""
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, has_client: bool) -> None:
         self.name = name
+        self.has_client = has_client
         self.is_cut = False
         self._waiting: asyncio.Task[object] | None = None
         self._whole: asyncio.Task[object] | None = None
@@ -77,9 +78,9 @@ class Running:
         self._uses: dict[str | None, set[Use]] = {}
 
     @contextmanager
-    def entered(self, name: str | None) -> Iterator[Use]:
+    def entered(self, name: str | None, *, has_client: bool = True) -> Iterator[Use]:
         """None: the base model, which nobody cuts."""
-        use = Use(name)
+        use = Use(name, has_client)
         self._uses.setdefault(name, set()).add(use)
         try:
             yield use
@@ -89,11 +90,11 @@ class Running:
                 del self._uses[name]
 
     def cut(self, name: str) -> int:
-        """All that use it now; returns how many these are."""
+        """All that use it now; returns how many clients are told."""
         uses = [use for use in self._uses.get(name, ()) if not use.is_cut]
         for use in uses:
             use.cut()
-        return len(uses)
+        return sum(use.has_client for use in uses)
 
 
 def _current() -> asyncio.Task[object]:

@@ -22,6 +22,7 @@ from server.jobs import JobRunner
 from server.lifecycle import Lifecycle
 from server.residency import Residency
 from server.settings import Settings
+from server.shadow import Shadows
 from server.telemetry import Telemetry
 from server.upkeep import Upkeep
 
@@ -43,6 +44,7 @@ class Services:
     residency: Residency
     lifecycle: Lifecycle
     upkeep: Upkeep
+    shadows: Shadows
     generator: Generator
     telemetry: Telemetry
 

@@ -44,6 +44,7 @@ class Telemetry:
         self._requests = Counter("loraplex_requests", "Generation requests", ["adapter", "endpoint", "status"], **named)  # type: ignore[arg-type]
         self._tokens = Counter("loraplex_generated_tokens", "Tokens generated", ["adapter"], **named)  # type: ignore[arg-type]
         self._prompt = Counter("loraplex_prompt_tokens", "Prompt tokens", ["adapter"], **named)  # type: ignore[arg-type]
+        self._shadows = Counter("loraplex_shadow", "Requests asked again of a shadow", ["adapter", "outcome"], **named)  # type: ignore[arg-type]
         self._ttft = Histogram(
             "loraplex_time_to_first_token_seconds",
             "From submission to the engine to the first token",
@@ -73,6 +74,10 @@ class Telemetry:
         self._prompt.labels(label).inc(stats.prompt_tokens)
         if stats.ttft_s is not None:
             self._ttft.labels(label).observe(stats.ttft_s)
+
+    def shadowed(self, adapter: str, outcome: str) -> None:
+        """Record what became of one request for a shadow: agreed, differed, failed or dropped."""
+        self._shadows.labels(self._labels.of(adapter), outcome).inc()
 
     def waited(self, adapter: str, seconds: float) -> None:
         """Record how long a request stood in line before it went to the engine."""

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict
 
+from adapters.errors import NotFound
 from adapters.names import DEFAULT
-from adapters.registry import Adapter
+from adapters.registry import Adapter, Keep, Shadow
+from adapters.targets import Target
 from server.auth import Publisher, require
 from server.errors import BadRequest
 from server.routes.answers import Expected, tagged
-from server.routes.shapes import adapter_json, alias_json, moment_of
+from server.routes.shapes import adapter_json, alias_json, moment_of, shadow_json
 from server.services import Services, Wired
 
 reading = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("infer"))])
 changing = APIRouter(prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(require("publish"))])
+
+
+class ShadowEdit(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int
+    percent: int
+
+
+class AliasEdit(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int | None = None
+    split: dict[int, int] | None = None
+    shadow: ShadowEdit | None = None
+
+    def target(self) -> Target | None:
+        if self.version is not None and self.split is not None:
+            raise BadRequest("expected either `version` or `split`, got both", param="split")
+        if self.version is None and self.split is None and "shadow" not in self.model_fields_set:
+            raise BadRequest("expected `version`, `split` or `shadow`", param="version")
+        return self.split if self.version is None else {self.version: 1}
+
+    def new_shadow(self) -> Shadow | Keep | None:
+        if "shadow" not in self.model_fields_set:
+            return Keep.IT
+        return None if self.shadow is None else Shadow(self.shadow.version, self.shadow.percent)
 
 
 @reading.get("/{name}/aliases/{alias}")
@@ -34,18 +64,33 @@ async def set_alias(
     wired: Wired,
     caller: Publisher,
     expected: Expected,
-    version: Annotated[int | None, Body()] = None,
-    split: Annotated[dict[int, int] | None, Body()] = None,
+    edit: AliasEdit,
 ) -> Response:
-    """To one version, or to several that share its traffic: `{"split": {"3": 90, "4": 10}}`."""
-    if version is not None and split is None:
-        target = {version: 1}
-    elif split is not None and version is None:
-        target = split
-    else:
-        raise BadRequest("expected either `version` or `split`", param="version" if split is None else "split")
-    moved = await asyncio.to_thread(wired.registry.set_alias, name, alias, target, by=caller.id, expected=expected)
+    """To one version, or to several that share its traffic: `{"split": {"3": 90, "4": 10}}`. Its `shadow`, which may be
+    given alone, is `{"version": 4, "percent": 10}`, or null for none."""
+    moved = await asyncio.to_thread(
+        wired.registry.set_alias,
+        name,
+        alias,
+        edit.target(),
+        shadow=edit.new_shadow(),
+        by=caller.id,
+        expected=expected,
+    )
+    await wired.shadows.reload()
     return _changed(request, moved, wired)
+
+
+@reading.get("/{name}/aliases/{alias}/shadow")
+async def get_shadow(name: str, alias: str, wired: Wired) -> dict[str, Any]:
+    """How the answers of its shadow compare with those that its clients got, since it was set or the server started."""
+    found = await asyncio.to_thread(wired.registry.alias, name, alias)
+    if found.shadow is None:
+        raise NotFound(f"alias {alias!r} of {name} has no shadow; set one with PUT")
+    tally = wired.shadows.tally((name, alias), found.shadow)
+    return (
+        {"object": "adapter.shadow", "name": name, "alias": alias} | (shadow_json(found.shadow) or {}) | tally.to_json()
+    )
 
 
 @changing.delete("/{name}/aliases/{alias}")

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from adapters.registry import About, Adapter, Alias, Move, Overview, Version
+from adapters.registry import About, Adapter, Alias, Move, Overview, Shadow, Version
 from adapters.tags import Tags
 from adapters.targets import Target, main_version, to_json
 from server.services import Services
@@ -34,8 +34,13 @@ def _named(adapter: Adapter | Overview) -> dict[str, Any]:
         "created_at": int(adapter.created_at.timestamp()),
         "aliases": adapter.aliases,
         "splits": {alias: to_json(target) for alias, target in adapter.splits.items()},
+        "shadows": {alias: shadow_json(shadow) for alias, shadow in adapter.shadows.items()},
         "tags": dict(adapter.tags),
     }
+
+
+def shadow_json(shadow: Shadow | None) -> dict[str, int] | None:
+    return None if shadow is None else {"version": shadow.number, "percent": shadow.percent}
 
 
 def versions_json(adapter: Adapter, moment: Moment) -> list[dict[str, Any]]:
@@ -52,6 +57,7 @@ def alias_json(alias: Alias) -> dict[str, Any]:
         "alias": alias.name,
         "version": main_version(alias.target) if alias.target else None,
         "split": to_json(alias.target) if len(alias.target) > 1 else None,
+        "shadow": shadow_json(alias.shadow),
         "moves": [move_json(move) for move in alias.moves],
     }
 

@@ -288,3 +288,48 @@ def _check(desk: Desk, live: list[Turn]) -> None:
     assert granted or not waiting, "nothing runs, and somebody waits"
     if len(adapters) < desk.slots and waiting:  # a free slot: only seats can be missing
         assert sum(turn.seats for turn in granted) + max(turn.seats for turn in waiting) > desk.seats
+
+
+async def test_a_polite_request_takes_only_what_nobody_wants() -> None:
+    turns, asked = Turns(slots=1, seats=2, turn_s=1, max_waiting=9), []
+    first = turns.join("a")
+    assert turns.ask("b", 1, lambda: None) is None  # no slot
+    assert turns.ask("a", 2, lambda: None) is None  # no seat
+    polite = turns.ask("a", 1, lambda: asked.append(polite))
+    assert polite is not None
+    assert polite.granted.done()
+    assert turns.ask("a", 1, lambda: None) is None
+    second = turns.join("a")
+    third = turns.join("a")
+    assert asked == [polite]  # once, though two wait
+    assert not second.granted.done()
+    turns.leave(polite)
+    assert (second.granted.done(), third.granted.done()) == (True, False)
+    assert turns.ask("a", 1, lambda: None) is None  # someone waits
+    for turn in (first, second, third):
+        turns.leave(turn)
+    assert turns._taken == 0
+
+
+async def test_a_polite_request_counts_for_nothing() -> None:
+    turns = Turns(slots=1, seats=3, turn_s=1, max_waiting=9)
+    running = turns.join("a")
+    service = turns._lines["a"]
+    before = (service.counter, service.typical_cost)
+    polite = turns.ask("a", 1, lambda: None)
+    assert polite is not None
+    assert (service.running, service.counter, service.typical_cost) == (2, *before)
+    polite.charge(1000, 1000)
+    turns.leave(polite)
+    assert (service.running, service.counter, service.typical_cost) == (1, *before)
+    turns.leave(running)
+
+
+async def test_who_asks_again_hears_when_someone_has_left() -> None:
+    turns = Turns(slots=1, seats=1, turn_s=1, max_waiting=9)
+    running = turns.join("a")
+    heard = asyncio.ensure_future(turns.someone_left())
+    await asyncio.sleep(0)
+    assert not heard.done()
+    turns.leave(running)
+    await asyncio.wait_for(heard, 1)
