@@ -55,7 +55,7 @@ class LocalStore:
                 _fsync(staged)
                 staged.rename(self._owner)
                 _fsync(self._owner.parent)
-        require_owner(self.location, self.owner() or "", registry)
+        require_owner(self.location, self.owner(), registry)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -117,8 +117,9 @@ class LocalStore:
 
     def hashes(self, digest: str) -> Mapping[str, str]:
         blob = self._blob(digest)
-        with _as_store_error(f"read {digest}"):
-            return hash_files(blob) if blob.is_dir() else {}
+        with _as_store_error(f"read {digest}"), suppress(FileNotFoundError):  # deleted just now
+            return hash_files(blob)
+        return {}
 
     def mend(self, digest: str, files: Mapping[str, str], *, dry_run: bool = False) -> list[str]:
         """Nothing: there is one copy, and no other to restore it from."""

@@ -46,7 +46,7 @@ def open_existing(data_dir: Path, database_url: str | None, url: str | None) -> 
     registry = Registry(registry_url(data_dir, database_url))
     try:
         store = open_store(data_dir, url)
-        require_owner(store.location, store.owner() or "nobody", registry.identity)
+        require_owner(store.location, store.owner(), registry.identity)
     except BaseException:
         registry.close()
         raise

@@ -104,11 +104,12 @@ def blob_name(digest: str) -> str:
     return match[1]
 
 
-def require_owner(location: str, owner: str, registry: str) -> None:
+def require_owner(location: str, owner: str | None, registry: str) -> None:
     """StoreError when the store belongs to another registry than the one that was opened."""
     if owner != registry:
         raise StoreError(
-            f"the store {location} belongs to registry {owner}, but the database is registry {registry}; "
+            f"the store {location} belongs to {f'registry {owner}' if owner else 'no registry'}, but the database is "
+            f"registry {registry}; "
             "point database_url and data_dir (or store_url) at a pair that belongs together",
             code="other_registry",
         )

@@ -17,6 +17,7 @@ from adapters.errors import NotFound
 from adapters.registry import Version
 from server.auth import require
 from server.errors import RangeNotSatisfiable
+from server.etags import is_unchanged
 from server.routes.shapes import file_json
 from server.services import Services, Wired
 
@@ -43,13 +44,17 @@ async def get_file(name: str, ref: str, file: str, wired: Wired, request: Reques
         raise NotFound(f"{version.ref} has no file {file[:140]!r}; it has {', '.join(sorted(found))}")
     _settle_range(request, found[file].stat().st_size)
     headers = {"etag": f'"{version.manifest.files[file]}"', **IMMUTABLE}
+    if is_unchanged(request.headers.get("if-none-match"), headers["etag"]):
+        return Response(status_code=304, headers=headers)
     return FileResponse(found[file], headers=headers, media_type=BINARY)
 
 
 @router.get("/{name}/versions/{ref}/archive")
-async def get_archive(name: str, ref: str, wired: Wired) -> Response:
+async def get_archive(name: str, ref: str, wired: Wired, request: Request) -> Response:
     """A tar with the files at its root, the same bytes each time; an upload takes it as it is."""
     version, paths = await _files(wired, name, ref)
+    if is_unchanged(request.headers.get("if-none-match"), f'"{version.digest}"'):
+        return Response(status_code=304, headers={"etag": f'"{version.digest}"', **IMMUTABLE})
     headers = {
         "content-length": str(tarball.size_bytes(paths)),
         "content-disposition": f'attachment; filename="{version.adapter}-{version.number}.tar"',

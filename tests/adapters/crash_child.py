@@ -1,6 +1,6 @@
 """Runs one action on copies of a store and is killed at every step of it, each time a step later.
 
-    python -m tests.adapters.crash_child TEMPLATE BASE WORK upload|forget
+    python -m tests.adapters.crash_child TEMPLATE BASE WORK disk|bucket upload|forget|collect
 
 Forks from one warm process. WORK/<n> is what the n-th kill left behind; the last one ran to its end.
 """
@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -22,26 +23,45 @@ from sqlalchemy.engine.default import DefaultDialect
 
 from adapters.archive import UploadLimits
 from adapters.base import BaseModel
+from adapters.collect import collect
 from adapters.ingest import Ingest
 from adapters.local_store import LocalStore
+from adapters.object_store import ObjectStore
 from adapters.registry import Registry
+from adapters.store import Store
 from tests.adapters.factories import AdapterFiles, lora_tensors
 
 STEPS = ("mkdir", "rename", "replace", "fsync", "chmod", "unlink", "rmdir")
 RANDOM_INSTANTS = 40
 
 
-def open_ingest(root: Path, base: BaseModel) -> tuple[LocalStore, Registry, Ingest]:
-    store, registry = LocalStore(root / "store"), Registry(f"sqlite:///{root}/registry.db")
-    return store, registry, Ingest(store, registry, base, UploadLimits(), max_rank=16)
+@dataclass(frozen=True)
+class Opened:
+    store: Store
+    registry: Registry
+    ingest: Ingest
 
 
-def upload(ingest: Ingest) -> None:
-    ingest.upload("new", AdapterFiles(tensors=lora_tensors(seed=2)).uploads())
+def open_at(root: Path, base: BaseModel, kind: str) -> Opened:
+    """`kind`: on a disk, or in what is treated like a bucket."""
+    bucket = ObjectStore(f"file://{root}/bucket", root / "store", grace_s=0) if kind == "bucket" else None
+    store, registry = bucket or LocalStore(root / "store"), Registry(f"sqlite:///{root}/registry.db")
+    return Opened(store, registry, Ingest(store, registry, base, UploadLimits(), max_rank=16))
 
 
-def forget(ingest: Ingest) -> None:
-    ingest.forget("old", 1, with_aliases=True)
+def upload(opened: Opened, name: str = "new", seed: int = 9) -> None:
+    opened.ingest.upload(name, AdapterFiles(tensors=lora_tensors(seed=seed)).uploads())
+
+
+def forget(opened: Opened) -> None:
+    opened.ingest.forget("old", 1, with_aliases=True)
+
+
+def collect_garbage(opened: Opened) -> None:
+    collect(opened.store, opened.registry, 1)
+
+
+ACTIONS = {"upload": upload, "forget": forget, "collect": collect_garbage}
 
 
 def kill_at(number: int) -> None:
@@ -69,33 +89,39 @@ def kill_at(number: int) -> None:
     DefaultDialect.do_commit = counted(DefaultDialect.do_commit)  # type: ignore[method-assign]
 
 
-def run_once(root: Path, base: BaseModel, action: Callable[[Ingest], None], prepare: Callable[[], None]) -> int:
+def run_once(
+    root: Path, open_it: Callable[[Path], Opened], action: Callable[[Opened], None], prepare: Callable[[], None]
+) -> int:
     """Returns the child's process id."""
     child = os.fork()
     if child == 0:
-        _, _, ingest = open_ingest(root, base)
+        opened = open_it(root)
         prepare()
-        action(ingest)
+        action(opened)
         os._exit(0)
     return child
 
 
-def main(template: Path, base_path: Path, work: Path, action: Callable[[Ingest], None]) -> None:
+def main(template: Path, base_path: Path, work: Path, kind: str, action: Callable[[Opened], None]) -> None:
     base = BaseModel.read(base_path)
+
+    def open_it(root: Path) -> Opened:
+        return open_at(root, base, kind)
+
     number, ended = 0, False
     while not ended:
         root = shutil.copytree(template, work / str(number))
-        child = run_once(root, base, action, partial(kill_at, number))
+        child = run_once(root, open_it, action, partial(kill_at, number))
         ended = os.waitpid(child, 0)[1] == 0
         number += 1
     chance = random.Random(0)
     for instant in range(number, number + RANDOM_INSTANTS):
         root = shutil.copytree(template, work / str(instant))
-        child = run_once(root, base, action, lambda: None)
+        child = run_once(root, open_it, action, lambda: None)
         time.sleep(chance.uniform(0, 0.04))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), {"upload": upload, "forget": forget}[sys.argv[4]])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], ACTIONS[sys.argv[5]])

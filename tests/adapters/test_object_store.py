@@ -63,13 +63,13 @@ def test_another_machine_fetches_a_blob_once_however_many_ask(
     digest, _ = publish(here)
     assert elsewhere.at_hand(digest) is None
     fetched: list[str] = []
-    get_file = elsewhere._bucket.get_file
+    get = elsewhere._bucket.get
 
-    def counting(remote: str, local: str) -> None:
-        fetched.append(remote.rpartition("/")[2])
-        get_file(remote, local)
+    def counting(path: str, file: Path) -> None:
+        fetched.append(file.name)
+        get(path, file)
 
-    monkeypatch.setattr(elsewhere._bucket, "get_file", counting)
+    monkeypatch.setattr(elsewhere._bucket, "get", counting)
     paths: list[Path] = []
     threads = [threading.Thread(target=lambda: paths.append(elsewhere.path(digest))) for _ in range(6)]
     for thread in threads:
@@ -93,7 +93,7 @@ def test_a_damaged_blob_is_not_fetched(here: ObjectStore, elsewhere: ObjectStore
 
 def test_a_blob_of_which_a_file_is_gone_is_not_fetched(here: ObjectStore, elsewhere: ObjectStore) -> None:
     digest, _ = publish(here)
-    here._bucket.rm_file(f"{here._blobs}/{digest.removeprefix('sha256:')}/one.json")
+    here._bucket.remove(f"blobs/{digest.removeprefix('sha256:')}/one.json")
     with pytest.raises(StoreError, match="damaged"):
         elsewhere.path(digest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from adapters.archive import UploadLimits
 from adapters.base import BaseModel
 from adapters.ingest import Ingest
 from adapters.local_store import LocalStore
-from adapters.object_store import ObjectStore
+from adapters.object_store import GRACE_S, ObjectStore
 from adapters.records import FAILED, QUARANTINED, READY, Version
 from adapters.registry import Registry
 from adapters.store import Store
@@ -180,6 +181,34 @@ def test_a_damaged_copy_is_no_harm_to_the_version(
     assert verify(store, registry, repair=True).sound
     assert state(registry, version) == (READY, None)
     assert verify(store, registry).findings == ()
+
+
+def test_uploads_and_deletions_beside_it_are_no_findings(
+    store: Store, registry: Registry, tiny_base: BaseModel, upload: Callable[..., Version]
+) -> None:
+    ended = threading.Event()
+    upload("stays", 5)
+    if isinstance(store, ObjectStore):
+        store._grace_s = GRACE_S
+
+    def churn(seed: int) -> None:
+        ingest = Ingest(store, registry, tiny_base, UploadLimits(), 16)
+        while not ended.is_set():
+            version, _ = ingest.upload(f"a{seed}", AdapterFiles(tensors=lora_tensors(seed=seed % 2)).uploads())
+            ingest.forget(version.adapter, version.number, with_aliases=True)
+
+    threads = [threading.Thread(target=churn, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(15):
+            report = verify(store, registry)
+            assert [each for each in report.findings if each.what != "extra"] == []
+            assert [each.digest for each in report.findings if each.digest.startswith("sha256:")] == []
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_what_is_deleted_meanwhile_is_no_finding(

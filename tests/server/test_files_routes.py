@@ -44,6 +44,14 @@ def test_a_file_comes_with_its_size_and_its_sum(filled: TestClient, sent: dict[s
         assert response.headers["content-type"] == "application/octet-stream"
 
 
+@pytest.mark.parametrize("path", [f"files/{WEIGHTS}", "archive"])
+def test_who_has_it_already_gets_nothing(filled: TestClient, path: str) -> None:
+    etag = filled.get(f"{URL}/{path}").headers["etag"]
+    again = filled.get(f"{URL}/{path}", headers={"if-none-match": etag})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    assert filled.get(f"{URL}/{path}", headers={"if-none-match": '"another"'}).status_code == 200
+
+
 @pytest.mark.parametrize("asked", ["bytes=0-9", "bytes=10-", "bytes=-7", "bytes=5-5", "bytes=0-99999999"])
 def test_a_part_of_a_file(filled: TestClient, sent: dict[str, bytes], asked: str) -> None:
     content = sent[WEIGHTS]

@@ -49,7 +49,7 @@ def spoil(made: World, ref: str, content: bytes) -> None:
     digest = made.services.registry.resolve(name, number).digest
     store: Any = made.services.store
     if made.settings.store_url:
-        store._bucket.pipe_file(f"{store._blobs}/{digest.removeprefix('sha256:')}/adapter_config.json", content)
+        store._bucket.write(f"blobs/{digest.removeprefix('sha256:')}/adapter_config.json", content)
         store._copies.delete(digest)
     else:
         (store.path(digest) / "adapter_config.json").write_bytes(content)
@@ -144,7 +144,7 @@ def test_pushing_takes_a_server(call: Call, tmp_path: Path) -> None:
         (["--store-url", "file://{other}/adapters"], "registry.db does not exist"),
         (
             ["--database-url", "sqlite:///{other}/registry.db", "--store-url", "memory://none"],
-            "belongs to registry nobody",
+            "belongs to no registry",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_nothing_is_made_where_nothing_is(
     given = [flag.format(other=built.settings.data_dir) for flag in flags]
     assert main(["adapters", "verify", "--data-dir", str(tmp_path / "empty"), *given]) == 1
     assert complaint in capsys.readouterr().err.replace("\n", " ")
-    assert not list((tmp_path / "empty").glob("*")) or "nobody" in complaint
+    assert not list((tmp_path / "empty").glob("*")) or "no registry" in complaint
 
 
 def test_a_server_does_not_start_on_an_empty_store_of_a_full_registry(built: World, tiny_base: Path) -> None:
