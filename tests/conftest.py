@@ -1,4 +1,4 @@
-"""What every test shares: no network for model hubs, an S3 server, and the demo base, kept between runs."""
+"""What every test shares: no network for model hubs, S3 and PostgreSQL servers, the demo base kept between runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.adapters import postgres as postgres_server
 from tests.adapters import s3 as s3_server
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,6 +28,13 @@ CACHE_DIR = Path(os.environ.get("LORAPLEX_CACHE_DIR", Path(__file__).parent.pare
 def s3() -> Iterator[Callable[[], str]]:
     """Makes a fresh bucket on a real S3 server and returns its URL."""
     with s3_server.running() as fresh:
+        yield fresh
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Makes a fresh database on a real PostgreSQL server and returns its URL."""
+    with postgres_server.running() as fresh:
         yield fresh
 
 

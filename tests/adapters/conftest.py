@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from adapters.ingest import Ingest
 from adapters.local_store import LocalStore
 from adapters.registry import Registry
 from tests.adapters.factories import write_base
-from tests.adapters.postgres import running
 
 MAX_RANK = 16
 
@@ -35,13 +34,6 @@ class Shop:
 @pytest.fixture
 def tiny_base(tmp_path: Path) -> BaseModel:
     return BaseModel.read(write_base(tmp_path / "tiny"))
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[[], str]]:
-    """Makes a fresh database and returns its URL."""
-    with running() as fresh:
-        yield fresh
 
 
 @pytest.fixture

@@ -18,9 +18,17 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-def machine(s3: Callable[[], str], tiny_base: Path, tmp_path: Path) -> Callable[[str], World]:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path}/registry.db"
+    fresh: str = request.getfixturevalue("postgres")()
+    return fresh
+
+
+@pytest.fixture
+def machine(s3: Callable[[], str], database: str, tiny_base: Path, tmp_path: Path) -> Callable[[str], World]:
     """A server with a disk of its own; they share bucket and registry."""
-    shared: dict[str, Any] = {"store_url": s3(), "database_url": f"sqlite:///{tmp_path}/registry.db"}
+    shared: dict[str, Any] = {"store_url": s3(), "database_url": database}
     return lambda name: world(tiny_base, tmp_path / name, **shared)
 
 
@@ -28,6 +36,7 @@ def copies(built: World) -> list[str]:
     return [path.name for path in (built.settings.data_dir / "copies" / "blobs").iterdir()]
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_what_one_server_takes_in_another_serves(machine: Callable[[str], World]) -> None:
     first, second = machine("first"), machine("second")
     with first.client() as client:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from adapters.errors import Conflict
 from adapters.registry import Registry
-from tests.server.harness import Exchange, World, chat, events, ingest, until, upload, world
+from tests.server.harness import Exchange, World, adapter_files, chat, events, ingest, until, upload, world
 
 CHAT = "/v1/chat/completions"
 LONG = " ".join("x" * 20)
@@ -85,6 +85,17 @@ async def test_older_versions_go_by_themselves_after_an_upload(tiny_base: Path, 
             upload(client, "a", seed)
             await until(lambda seed=seed: numbers(client, "a") == [n for n in range(seed - 1, seed + 1) if n])
         assert numbers(client, "b") == [1]
+
+
+async def test_older_versions_go_also_after_a_fetch(tiny_base: Path, tmp_path: Path) -> None:
+    """The fetch is a job that names the adapter: that holds none of its versions."""
+    keeping = world(tiny_base, tmp_path / "data", keep_versions=1, source_roots=(str(tmp_path),))
+    with keeping.client() as client:
+        for seed in (1, 2, 3):
+            adapter_files(seed).write(tmp_path / f"source-{seed}")
+            asked = {"name": "a", "source": f"file://{tmp_path}/source-{seed}", "wait_s": 30}
+            assert client.post("/v1/adapters", json=asked).status_code == 201
+        await until(lambda: numbers(client, "a") == [2, 3])
 
 
 def test_verify_finds_damage_and_repair_takes_it_out_of_service(client: TestClient, built: World) -> None:
