@@ -45,7 +45,7 @@ def list_adapters(connection: Connection, wanted: Wanted, after: str, limit: int
     return rows.read_adapters(connection, _among(find_adapters(connection, wanted, after, limit), wanted))
 
 
-def list_overviews(connection: Connection, wanted: Wanted, after: str, limit: int) -> list[Overview]:
+def list_overviews(connection: Connection, wanted: Wanted, after: str, limit: int | None) -> list[Overview]:
     which = _among(find_adapters(connection, wanted, after, limit), wanted)
     return read_overviews(connection, which)
 

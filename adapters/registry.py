@@ -176,7 +176,7 @@ class Registry:
         with self._database.read() as connection:
             return listing.list_adapters(connection, wanted, after, limit)
 
-    def overviews(self, wanted: Wanted = ALL, *, after: str = "", limit: int = 1000) -> list[Overview]:
+    def overviews(self, wanted: Wanted = ALL, *, after: str = "", limit: int | None = None) -> list[Overview]:
         """The same without their versions."""
         with self._database.read() as connection:
             return listing.list_overviews(connection, wanted, after, limit)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -18,6 +18,7 @@ import httpx
 from adapters import names
 from adapters.checksums import sha256_of
 from adapters.errors import RemoteRefusal, RemoteUnreachable, UploadError
+from adapters.tags import NO_TAGS, Changes, Tags
 from adapters.targets import Target, to_json
 from adapters.upload import KEPT
 
@@ -51,6 +52,17 @@ class Remote:
             page = self._call("GET", "", params={"after": page["last_id"]})
             yield from page["data"]
 
+    def overviews(
+        self, *, name: str | None = None, tags: Sequence[str] = (), state: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The same, each with how many versions it has in place of them; `tags`: `key=value` or `key`, all of them."""
+        wanted = {"name": name, "tag": list(tags), "state": state}
+        params = {"summary": "true", **{key: value for key, value in wanted.items() if value}}
+        page: dict[str, Any] = {"has_more": True, "last_id": ""}
+        while page["has_more"]:
+            page = self._call("GET", "", params={**params, "after": page["last_id"]})
+            yield from page["data"]
+
     def adapter(self, name: str) -> dict[str, Any]:
         return self._call("GET", f"/{_name(name)}")
 
@@ -60,6 +72,18 @@ class Remote:
     def alias(self, name: str, alias: str) -> dict[str, Any]:
         return self._call("GET", f"/{_name(name)}/aliases/{_part(alias)}")
 
+    def edit(self, name: str, version: int | None, tags: Changes) -> dict[str, Any]:
+        """The tags of the adapter, or of one version; None takes a key away."""
+        path = f"/{_name(name)}" if version is None else f"/{_name(name)}/versions/{version}"
+        return self._call("PATCH", path, json={"tags": dict(tags)})
+
+    def set_shadow(self, name: str, alias: str, shadow: Mapping[str, int] | None) -> dict[str, Any]:
+        """`version` and `percent`; None: none any more."""
+        return self._call("PUT", f"/{_name(name)}/aliases/{_part(alias)}", json={"shadow": shadow})
+
+    def shadow(self, name: str, alias: str) -> dict[str, Any]:
+        return self._call("GET", f"/{_name(name)}/aliases/{_part(alias)}/shadow")
+
     def upload(
         self,
         path: Path,
@@ -68,6 +92,7 @@ class Remote:
         description: str | None = None,
         promote: bool = True,
         max_error: float = 0.0,
+        tags: Tags = NO_TAGS,
         opener: Opener = lambda path: path.open("rb"),
     ) -> dict[str, Any]:
         """A directory that PEFT wrote (its files, not its sub-directories), or an archive of one; with their sums.
@@ -83,6 +108,8 @@ class Remote:
             raise UploadError(f"{path} holds no files; give a directory that PEFT's save_pretrained wrote")
         sums = {each.name: sha256_of(each) for each in files if each == path or each.name in KEPT}
         form = {"name": name, "promote": str(promote).lower(), "sha256": json.dumps(sums), "max_error": str(max_error)}
+        if tags:
+            form["tags"] = json.dumps(dict(tags))
         if description is not None:
             form["description"] = description
         with ExitStack() as opened:
@@ -126,10 +153,11 @@ class Remote:
     def rollback(self, name: str, alias: str) -> dict[str, Any]:
         return self._call("POST", f"/{_name(name)}/rollback", json={"alias": alias})
 
-    def delete(self, name: str, version: int | None, wait_s: float) -> dict[str, Any]:
-        """A version, or the adapter with all of them."""
+    def delete(self, name: str, version: int | None, wait_s: float, *, force: bool = False) -> dict[str, Any]:
+        """A version, or the adapter with all of them; `force` cuts off the requests that run."""
         path = f"/{_name(name)}" if version is None else f"/{_name(name)}/versions/{version}"
-        return self._call("DELETE", path, params={"wait_s": wait_s}, timeout=DELETE_TIMEOUT_S)
+        params = {"wait_s": wait_s, "force": force}
+        return self._call("DELETE", path, params=params, timeout=DELETE_TIMEOUT_S)
 
     def gc(self, keep: int | None, *, name: str | None, dry_run: bool, wait_s: float) -> dict[str, Any]:
         """Delete what only its age keeps. `keep`: by default what the server is set to."""

@@ -5,7 +5,7 @@ What deletes takes the lock that every server holds while it is up, and is refus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -13,10 +13,14 @@ from typing import Any, Self
 from adapters import removal, verify
 from adapters.collect import collect
 from adapters.errors import Conflict, NotFound
-from adapters.records import DRAINING, Version
+from adapters.listing import Wanted
+from adapters.records import DRAINING, Shadow, Version
 from adapters.storage import open_existing
+from adapters.tag_rows import OF_ADAPTER
+from adapters.tags import Changes, condition
 from adapters.targets import Target
 from server.routes import shapes
+from server.shadow_tally import Tally
 from server.status import Moment
 
 BY = "command line"
@@ -39,6 +43,12 @@ class Offline:
     def adapters(self) -> Iterator[dict[str, Any]]:
         return (shapes.adapter_json(adapter, NO_ENGINE) for adapter in self._registry.adapters())
 
+    def overviews(
+        self, *, name: str | None = None, tags: Sequence[str] = (), state: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        wanted = Wanted(name, tuple(condition(each) for each in tags), state)
+        return (shapes.overview_json(each, NO_ENGINE) for each in self._registry.overviews(wanted, limit=None))
+
     def adapter(self, name: str) -> dict[str, Any]:
         return shapes.adapter_json(self._registry.adapter(name), NO_ENGINE)
 
@@ -48,6 +58,21 @@ class Offline:
 
     def alias(self, name: str, alias: str) -> dict[str, Any]:
         return shapes.alias_json(self._registry.alias(name, alias))
+
+    def edit(self, name: str, version: int | None, tags: Changes) -> dict[str, Any]:
+        self._registry.edit(name, version or OF_ADAPTER, tags=tags)
+        return self.adapter(name) if version is None else self.version(name, str(version))
+
+    def set_shadow(self, name: str, alias: str, shadow: Mapping[str, int] | None) -> dict[str, Any]:
+        wanted = None if shadow is None else Shadow(shadow["version"], shadow["percent"])
+        return shapes.adapter_json(self._registry.set_alias(name, alias, shadow=wanted, by=BY), NO_ENGINE)
+
+    def shadow(self, name: str, alias: str) -> dict[str, Any]:
+        """What was compared is known to the server that did it."""
+        found = self._registry.alias(name, alias).shadow
+        if found is None:
+            raise NotFound(f"alias {alias!r} of {name} has no shadow")
+        return {"version": found.number, "percent": found.percent} | Tally(found.number).to_json()
 
     def upload(self, path: Path, name: str, **_: Any) -> dict[str, Any]:
         raise Conflict(
@@ -62,8 +87,8 @@ class Offline:
     def rollback(self, name: str, alias: str) -> dict[str, Any]:
         return shapes.adapter_json(self._registry.rollback(name, alias, by=BY), NO_ENGINE)
 
-    def delete(self, name: str, version: int | None, wait_s: float) -> dict[str, Any]:
-        """There is nobody to wait for."""
+    def delete(self, name: str, version: int | None, wait_s: float, *, force: bool = False) -> dict[str, Any]:
+        """There is nobody to wait for, and nobody to cut off."""
         with self._registry.unserved():
             if version is None:
                 going = self._registry.adapter(name).versions
@@ -73,7 +98,7 @@ class Offline:
                 self._registry.set_state(each.adapter, each.number, DRAINING)
             for each in going:
                 removal.forget(self._store, self._registry, each.adapter, each.number, with_aliases=True)
-        return {"object": "adapter.deleted", "versions": [each.ref for each in going], "deleted": True}
+        return {"object": "adapter.deleted", "versions": [each.ref for each in going], "cut": {}, "deleted": True}
 
     def files(self, name: str, ref: str) -> list[dict[str, Any]]:
         version, directory = self._fetched(name, ref)

@@ -25,7 +25,10 @@ SERVER = "http://127.0.0.1:8000"
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.run is do.shadow and arguments.off == (arguments.version is not None):
+        parser.error("shadow: expected either a version or --off")
     run: Callable[[do.Shop, argparse.Namespace, Console], dict[str, Any]] = arguments.run
     console = Console(quiet=arguments.json)
     try:
@@ -78,7 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     pushing.add_argument("--sha256", help="of what a source gives: of its archive, else of adapter_model.safetensors")
     pushing.add_argument("--no-wait", action="store_true", help="of a source: do not follow the job, print its id")
     pushing.add_argument("--no-promote", action="store_true", help=f"leave the alias {DEFAULT} where it is")
-    verb("list", do.list_adapters)
+    pushing.add_argument(
+        "--tag", action="append", type=_tag, default=[], metavar="KEY=VALUE", help="of the version; may be given again"
+    )
+    listing = verb("list", do.list_adapters)
+    listing.add_argument("name", nargs="?", help="one name, or how it begins: 'pirate-*'")
+    listing.add_argument(
+        "--tag", action="append", default=[], metavar="KEY[=VALUE]", help="with this tag; may be given again"
+    )
+    listing.add_argument("--state", help="with a version in this state: ready, quarantined, …")
     verb("show", do.show).add_argument("name", help="name, name@3, name@alias or name@sha256:…")
     pulling = verb("pull", do.pull)
     pulling.add_argument("name", help="name, name@3, name@alias or name@sha256:…")
@@ -93,8 +104,18 @@ def _parser() -> argparse.ArgumentParser:
     rolling.add_argument("name")
     for each in (promoting, splitting, rolling):
         each.add_argument("--alias", default=DEFAULT, help=f"default: {DEFAULT}")
+    shadowing = verb("shadow", do.shadow)
+    shadowing.add_argument("name")
+    shadowing.add_argument("version", type=int, nargs="?", help="the shadow; leave it out with --off")
+    shadowing.add_argument("--percent", type=int, default=10, help="how many of a hundred requests (default: 10)")
+    shadowing.add_argument("--off", action="store_true", help="no shadow any more")
+    shadowing.add_argument("--alias", default=DEFAULT, help=f"default: {DEFAULT}")
+    tagging = verb("tag", do.tag)
+    tagging.add_argument("name", help="name, or name@3 for one version")
+    tagging.add_argument("change", nargs="+", type=_change, metavar="KEY=VALUE|KEY-")
     removing = verb("rm", do.remove)
     removing.add_argument("name", help="name, or name@3 for one version")
+    removing.add_argument("--force", action="store_true", help="cut off the requests that run")
     collecting = verb("gc", do.collect)
     collecting.add_argument("name", nargs="?", help="one adapter alone (default: all)")
     collecting.add_argument("--keep", type=_count, help="newest that stay (default: the server's keep_versions)")
@@ -107,6 +128,19 @@ def _parser() -> argparse.ArgumentParser:
         "--repair", action="store_true", help="put right what can be, and take out of service what cannot"
     )
     return parser
+
+
+def _tag(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected KEY=VALUE, for example team=search")
+    return key, value
+
+
+def _change(text: str) -> tuple[str, str | None]:
+    if "=" not in text and text.endswith("-"):
+        return text[:-1], None
+    return _tag(text)
 
 
 def _count(text: str) -> int:

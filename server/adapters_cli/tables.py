@@ -13,6 +13,8 @@ from rich.table import Table
 from adapters.verify import LOST
 
 SHOWN = 20
+LINEAGE = ("parents", "data_digest", "run", "seed", "code_version")
+"""Of what is recorded of a version's origin, what fits on a line."""
 SIZE_UNITS = ("B", "kB", "MB", "GB")
 
 
@@ -32,9 +34,11 @@ def print_version(version: dict[str, Any], console: Console) -> None:
             f"|Δ log-probability| {probe['mean_change']:.2g} on average, {probe['largest_change']:.2g} at most, "
             f"over {probe['tokens']} tokens"
         )
+    facts |= {"tags": tags(version["tags"])} if version["tags"] else {}
     facts |= {f"score {name}": f"{value:g}" for name, value in manifest["scores"].items()}
+    facts |= {key: str(value) for key, value in manifest["lineage"].items() if key in LINEAGE}
     for name, value in facts.items():
-        console.print(f"  {name:10} {escape(value)}", highlight=False, soft_wrap=True)
+        console.print(f"  {escape(name):10} {escape(value)}", highlight=False, soft_wrap=True)
     found = (version.get("probe") or {}).get("warning")
     for warning in [*manifest["warnings"], *([found] if found else [])]:
         console.print(f"  [yellow]warning[/]    {escape(warning)}", highlight=False, soft_wrap=True)
@@ -97,11 +101,24 @@ def move(move: dict[str, Any]) -> str:
     return f"{ends}  {move['how']}{by}" + (" (taken back)" if move["undone"] else "")
 
 
-def count_states(versions: list[dict[str, Any]]) -> str:
-    others = [version["state"] for version in versions if version["state"] != "ready"]
-    return f"{len(versions)}" + (
-        f" ({', '.join(f'{others.count(state)} {state}' for state in sorted(set(others)))})" if others else ""
-    )
+def count_states(states: dict[str, int]) -> str:
+    others = [f"{count} {state}" for state, count in states.items() if state != "ready"]
+    return f"{sum(states.values())}" + (f" ({', '.join(others)})" if others else "")
+
+
+def tags(tags: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in tags.items())
+
+
+def shadow(alias: str, found: dict[str, Any]) -> str:
+    """How a shadow does, on one line."""
+    said = f"shadow of {alias}: version {found['version']} gets {found['percent']} %; {found['compared']} compared"
+    if found["agreement"] is not None:
+        said += f", {100 * found['agreement']:.3g} % agree"
+    for what in ("errors", "dropped"):
+        if found[what]:
+            said += f"; {what}: " + ", ".join(f"{count} {name}" for name, count in found[what].items())
+    return escape(said)
 
 
 def size(count: float) -> str:

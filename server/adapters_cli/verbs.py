@@ -40,6 +40,7 @@ def push(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[st
             description=arguments.description,
             promote=not arguments.no_promote,
             max_error=arguments.max_error,
+            tags=dict(arguments.tag),
             opener=opener,
         )
     return _pushed(version, version["created"], console)
@@ -48,7 +49,8 @@ def push(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[st
 def _push_source(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     fields = {"description": arguments.description, "sha256": arguments.sha256}
     given = {name: value for name, value in fields.items() if value is not None}
-    asked = {"promote": not arguments.no_promote, "max_error": arguments.max_error, **given}
+    tags = dict(arguments.tag)
+    asked = {"promote": not arguments.no_promote, "max_error": arguments.max_error, "tags": tags, **given}
     job = remote.fetch(arguments.path, arguments.name, **asked)
     if arguments.no_wait:
         console.print(f"{job['id']}; see `loraplex jobs show {job['id']}`", highlight=False)
@@ -66,8 +68,8 @@ def _pushed(version: dict[str, Any], created: bool, console: Console) -> dict[st
 
 
 def list_adapters(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Every adapter, a row each."""
-    found = list(shop.adapters())
+    """Every adapter, a row each; or those with a name, a tag, a version in a state."""
+    found = list(shop.overviews(name=arguments.name, tags=arguments.tag, state=arguments.state))
     table = Table("adapter", "default", "aliases", "versions", "resident", "made", "description", box=None)
     for adapter in found:
         targets = tables.targets_of(adapter)
@@ -76,13 +78,15 @@ def list_adapters(shop: Shop, arguments: argparse.Namespace, console: Console) -
             escape(adapter["name"]),
             default,
             ", ".join(f"{alias}→{target}" for alias, target in targets.items()),
-            tables.count_states(adapter["versions"]),
-            str(sum(version["resident"] for version in adapter["versions"])),
+            tables.count_states(adapter["states"]),
+            str(adapter["resident"]),
             tables.day(adapter["created_at"]),
             escape((adapter["description"] or "").splitlines()[0][:60] if adapter["description"] else ""),
         )
     if found:
         console.print(table)
+    elif arguments.name or arguments.tag or arguments.state:
+        console.print(f"no such adapters on {shop.server}")
     else:
         console.print(f"no adapters on {shop.server}; push one with `loraplex adapters push DIRECTORY --name NAME`")
     return {"data": found}
@@ -98,7 +102,9 @@ def show(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[st
         return version
     adapter = shop.adapter(name)
     console.print(f"[bold]{escape(name)}[/] {escape(adapter['description'] or '')}", highlight=False)
-    table = Table("version", "status", "aliases", "leases", "waiting", "made", "digest", box=None)
+    if adapter["tags"]:
+        console.print(f"tags: {escape(tables.tags(adapter['tags']))}", highlight=False)
+    table = Table("version", "status", "aliases", "leases", "waiting", "made", "digest", "tags", box=None)
     for version in adapter["versions"]:
         reason = f": {version['reason']}" if version["reason"] else ""
         table.add_row(
@@ -109,8 +115,11 @@ def show(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[st
             str(version["waiting"] or ""),
             tables.day(version["created_at"]),
             version["digest"].removeprefix("sha256:")[:12],
+            escape(tables.tags(version["tags"])),
         )
     console.print(table)
+    for alias in adapter["shadows"]:
+        console.print(tables.shadow(alias, shop.shadow(name, alias)), highlight=False)
     moves = [f"  {tables.time(move['at'])}  {tables.move(move)}" for move in shop.alias(name, DEFAULT)["moves"][:8]]
     console.print(f"moves of the alias {DEFAULT}, the latest first:\n" + escape("\n".join(moves)), highlight=False)
     return adapter
@@ -155,13 +164,35 @@ def rollback(shop: Shop, arguments: argparse.Namespace, console: Console) -> dic
     return tables.print_aliases(shop.rollback(arguments.name, arguments.alias), console)
 
 
+def shadow(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Ask some of an alias's requests again of another version, and compare the answers; `show` says how they agree."""
+    wanted = None if arguments.off else {"version": arguments.version, "percent": arguments.percent}
+    adapter = shop.set_shadow(arguments.name, arguments.alias, wanted)
+    found = adapter["shadows"].get(arguments.alias)
+    said = f"version {found['version']} gets {found['percent']} % of its requests" if found else "no shadow"
+    console.print(f"[bold]{escape(adapter['name'])}@{escape(arguments.alias)}[/]: {said}", highlight=False)
+    return adapter
+
+
+def tag(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Tag an adapter, or with `name@3` a version: `team=search`; `team-` takes a tag away."""
+    name, _, ref = arguments.name.partition("@")
+    number = shop.version(name, ref)["version"] if ref else None
+    answer = shop.edit(name, number, dict(arguments.change))
+    shown = tables.tags(answer["tags"]) or "no tags"
+    console.print(f"[bold]{escape(arguments.name)}[/]: {escape(shown)}", highlight=False, soft_wrap=True)
+    return answer
+
+
 def remove(shop: Shop, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Delete an adapter, or with `name@3` a version; running requests finish first."""
     name, _, ref = arguments.name.partition("@")
     number = shop.version(name, ref)["version"] if ref else None
-    answer = shop.delete(name, number, arguments.wait_s)
+    answer = shop.delete(name, number, arguments.wait_s, force=arguments.force)
     done = "deleted" if answer["deleted"] else "still draining, and will be deleted:"
     console.print(f"{done} {', '.join(answer['versions'])}", highlight=False)
+    for cut, requests in answer["cut"].items():
+        console.print(f"cut off {requests} requests of {cut}", highlight=False)
     return answer
 
 

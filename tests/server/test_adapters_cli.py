@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters.remote import Remote
+from server.adapters_cli import tables
 from server.cli import main
 from server.launch import ServerProcess, free_port
 from tests.adapters.factories import tar
@@ -85,6 +86,44 @@ def test_the_life_of_an_adapter(call: Call, directory: Callable[[int], str]) -> 
     assert "no adapters" in call("list")
 
 
+def test_tags_find_an_adapter_again(call: Call, directory: Callable[[int], str]) -> None:
+    pushed = call("push", directory(1), "--name", "tagged", "--tag", "stage=[new]", "--tag", "team=search")
+    assert re.search(r"tags +stage=\[new\] team=search\n", pushed)
+    call("push", directory(2), "--name", "bare")
+    assert "tagged@1: stage=prod" in call("tag", "tagged@1", "stage=prod", "team-")
+    assert "tagged: owner=ann" in call("tag", "tagged", "owner=ann")
+    shown = call("show", "tagged")
+    assert "tags: owner=ann" in shown
+    assert re.search(r"1 +resident .* stage=prod", shown)
+    found = call("list", "--tag", "stage=prod")
+    assert " tagged " in found
+    assert " bare " not in found
+    assert " bare " in call("list", "ba*", "--state", "ready")
+    assert "no such adapters" in call("list", "--tag", "stage=old")
+    assert "tagged: no tags" in call("tag", "tagged", "owner-")
+    assert "(bad_tags)" in call("tag", "tagged", "a b=c", code=1)
+
+
+def test_a_shadow_is_set_shown_and_taken_away(call: Call, directory: Callable[[int], str]) -> None:
+    for seed in (1, 2):
+        call("push", directory(seed), "--name", "shaded")
+    assert "shaded@default: version 1 gets 100 % of its requests" in call("shadow", "shaded", "1", "--percent", "100")
+    assert "shadow of default: version 1 gets 100 %; 0 compared" in call("show", "shaded")
+    assert "points to version 2 itself" in call("shadow", "shaded", "2", code=1)
+    assert "shaded@default: no shadow" in call("shadow", "shaded", "--off")
+    assert "shadow of" not in call("show", "shaded")
+    assert "deleted shaded@1, shaded@2" in call("rm", "shaded", "--force")
+
+
+def test_a_shadow_line_says_how_it_does() -> None:
+    tally: dict[str, object] = {"version": 4, "percent": 10, "compared": 200, "agreement": 0.985}
+    said = tables.shadow("default", {**tally, "errors": {"adapter_refused": 1}, "dropped": {"no_room": 2}})
+    assert said == (
+        "shadow of default: version 4 gets 10 %; 200 compared, 98.5 % agree; errors: 1 adapter_refused; "
+        "dropped: 2 no_room"
+    )
+
+
 def test_an_archive_that_is_not_promoted(call: Call, directory: Callable[[int], str], tmp_path: Path) -> None:
     call("push", directory(1), "--name", "a")
     archive = tmp_path / "adapter.tar.gz"
@@ -119,7 +158,9 @@ def test_json_is_the_servers_answer_and_nothing_else(call: Call, directory: Call
     assert (pushed["name"], pushed["version"], pushed["created"]) == ("json", 1, True)
     listed = json.loads(call("list", "--json"))["data"]
     assert [adapter["name"] for adapter in listed] == ["json"]
-    assert json.loads(call("show", "json", "--json")) == listed[0]
+    assert (listed[0]["version_count"], listed[0]["states"]) == (1, {"ready": 1})
+    shown = json.loads(call("show", "json", "--json"))
+    assert [version["version"] for version in shown["versions"]] == [1]
 
 
 @pytest.mark.parametrize(

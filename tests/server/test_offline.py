@@ -12,6 +12,7 @@ import fsspec
 import pytest
 
 from adapters.errors import StoreError
+from adapters.registry import Shadow
 from server.cli import main
 from tests.server.harness import World, adapter_files, ingest, world
 
@@ -68,7 +69,7 @@ def test_a_server_answers_the_same(call: Call, made: World) -> None:
     told = [json.loads(call("list", "--json")), json.loads(call("show", "a@2", "--json"))]
     with made.client() as client:
         assert told == [
-            {"data": client.get("/v1/adapters").json()["data"]},
+            {"data": client.get("/v1/adapters?summary=true").json()["data"]},
             client.get("/v1/adapters/a/versions/2").json(),
         ]
 
@@ -79,6 +80,15 @@ def test_aliases_move_also_beside_a_server(call: Call, made: World) -> None:
         assert "default→3=90 4=10" in call("split", "a", "3=90", "4=10")
         assert "default→2" in call("rollback", "a")
         assert "2 → 3=90 4=10  set by command line (taken back)" in call("show", "a")
+
+
+def test_tags_and_shadows(call: Call, made: World) -> None:
+    assert "a@2: stage=prod" in call("tag", "a@2", "stage=prod")
+    assert " a " in call("list", "--tag", "stage=prod")
+    assert "a@default: version 3 gets 10 %" in call("shadow", "a", "3")
+    assert "shadow of default: version 3 gets 10 %; 0 compared" in call("show", "a")
+    assert made.services.registry.alias("a", "default").shadow == Shadow(3, 10)
+    assert "no shadow" in call("shadow", "a", "--off")
 
 
 def test_pull(call: Call, tmp_path: Path) -> None:
