@@ -79,7 +79,7 @@ class Probe:
 
     @asynccontextmanager
     async def _turn(self, line: Line) -> AsyncIterator[Turn]:
-        turn = self._turns.join(line, len(TEXTS))
+        turn = self._turns.join(line)
         try:
             await turn.granted
             yield turn
@@ -87,18 +87,20 @@ class Probe:
             self._turns.leave(turn)
 
     async def _read(self, engine: Engine, adapter: AdapterHandle | None, turn: Turn) -> list[float]:
-        """The log-probability of every token of the texts but each first one."""
-        body = {"prompt": list(TEXTS), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        generation = Generation("completions", body, f"probe-{uuid.uuid4().hex}", engine.info.model_name, adapter)
-        async with engine.generate(generation) as answer:
-            turn.charge(answer.stats.prompt_tokens, answer.stats.generated_tokens)
-            if answer.stats.corrupted:
-                raise CorruptedOutput("NaN logits while it was probed")
-            if answer.status != 200 or answer.body is None:
-                raise EngineUnavailable(f"the engine could not read the probe's texts: {answer.body}")
-            return [
-                float(next(iter(token.values()))["logprob"])
-                for choice in answer.body["choices"]
-                for token in choice["prompt_logprobs"]
-                if token
-            ]
+        """The log-probability of every token of the texts but each first one. One text at a time: a step of the engine
+        that reads all of them would hold up every answer that streams meanwhile."""
+        found: list[float] = []
+        prompt_tokens = 0
+        for text in TEXTS:
+            body = {"prompt": text, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+            generation = Generation("completions", body, f"probe-{uuid.uuid4().hex}", engine.info.model_name, adapter)
+            async with engine.generate(generation) as answer:
+                if answer.stats.corrupted:
+                    raise CorruptedOutput("NaN logits while it was probed")
+                if answer.status != 200 or answer.body is None:
+                    raise EngineUnavailable(f"the engine could not read the probe's texts: {answer.body}")
+                tokens = answer.body["choices"][0]["prompt_logprobs"]
+                found += [float(next(iter(token.values()))["logprob"]) for token in tokens if token]
+                prompt_tokens += answer.stats.prompt_tokens
+        turn.charge(prompt_tokens, len(TEXTS))
+        return found

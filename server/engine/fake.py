@@ -105,17 +105,17 @@ class FakeEngine:
         return ()
 
     def _read_prompts(self, generation: Generation, text: str) -> dict[str, Any]:
-        """With `prompt_logprobs`, a choice for each prompt, as the real engine gives them."""
-        prompts, adapter = generation.body.get("prompt"), generation.adapter
-        if "prompt_logprobs" not in generation.body or not isinstance(prompts, list):
+        """With `prompt_logprobs`, those of the prompt, as the real engine gives them."""
+        prompt, adapter = generation.body.get("prompt"), generation.adapter
+        if "prompt_logprobs" not in generation.body or not isinstance(prompt, str):
             return {}
         fault = self.fault(adapter) if adapter else None
         if fault == "death":
             self.dead = True
             raise EngineUnavailable("the engine died; it is being rebuilt, try again shortly")
         value = math.nan if fault == "nan" else -1.5 if adapter and _changes(adapter) else -1.0
-        read = [[None, *({"1": {"logprob": value}} for _ in prompt.split()[1:])] for prompt in prompts]
-        return {"choices": [{"index": n, "text": text, "prompt_logprobs": each} for n, each in enumerate(read)]}
+        read = [None, *({"1": {"logprob": value}} for _ in prompt.split()[1:])]
+        return {"choices": [{"index": 0, "text": text, "prompt_logprobs": read}]}
 
     def _words(self, generation: Generation) -> list[str]:
         adapter = generation.adapter
