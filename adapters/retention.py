@@ -17,7 +17,7 @@ REASONS = {
     "shadow": "it shadows an alias",
     "rollback": "the last move of an alias came from it, and could be taken back",
     "job": "a job that has not ended names it or its adapter",
-    "leased": "requests use it",
+    "leased": "requests use it, or wait for it",
     "state": "it is on its way in or out already",
 }
 """Why a version stays; of several reasons the first."""

@@ -51,8 +51,7 @@ class Lifecycle:
         self, name: str, keep: int | None, *, dry_run: bool = False
     ) -> tuple[list[Judgement], list[asyncio.Task[None]]]:
         """Judge every version of an adapter, and begin to delete those that may go. See `adapters.retention`."""
-        used = {held for held, entry in self._residency.snapshot().items() if entry.leases}
-        used.update(self._residency.loading())
+        used = self._residency.in_use()
         judged = await asyncio.to_thread(
             self._registry.retire, name, keep, lambda version: engine_name(version) in used, dry_run=dry_run
         )

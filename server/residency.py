@@ -143,6 +143,12 @@ class Residency:
     def loading(self) -> list[str]:
         return list(self._loads)
 
+    def in_use(self) -> set[str]:
+        """What requests hold, load or wait for."""
+        return {name for name, held in self._entries.items() if held.leases}.union(
+            self._loads, self._wanted, self._expected
+        )
+
     @property
     def capacity(self) -> int:
         return self._capacity

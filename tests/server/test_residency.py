@@ -592,3 +592,15 @@ async def test_a_load_that_has_ended_is_not_awaited_again(residing: Residing, fi
     residency._loads["a"] = ended
     async with asyncio.timeout(5), residency.lease("a", files("a")) as handle:
         assert handle.name == "a"
+
+
+async def test_in_use_is_what_requests_hold_or_wait_for(residing: Residing, files: Files) -> None:
+    residency = residing()
+    await touch(residency, files, "idle")
+    assert residency.in_use() == set()
+    async with residency.lease("leased", files("leased")):
+        with residency.expected("expected", files("expected")):
+            assert residency.in_use() == {"leased", "expected"}
+        assert "leased" in residency.in_use()
+    await until(lambda: not residency.loading())
+    assert residency.in_use() == set()
