@@ -62,7 +62,9 @@ def set_shadow(connection: Connection, name: str, alias: str, shadow: Shadow | N
 def _require_ready(connection: Connection, name: str, number: int) -> None:
     version = rows.require_version(connection, name, number)
     if version.state != READY:
-        raise Conflict(f"{version.ref} is {version.state}; an alias can only move to a ready version")
+        raise Conflict(
+            f"{version.ref} is {version.state}; an alias can only move to, and be shadowed by, a ready version"
+        )
 
 
 def _require_servable(adapter: Adapter, alias: str, number: int) -> None:

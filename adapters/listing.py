@@ -113,9 +113,8 @@ def find_adapters(connection: Connection, wanted: Wanted, after: str, limit: int
     else:
         name = schema.adapters.c.name
         conditions = [schema.adapters.c.removed_at.is_(None)]
-    if wanted.name is not None:
-        conditions.append(_named(connection, name, wanted.name))
-    query = select(name).distinct().where(name > after, *conditions).order_by(name).limit(limit)
+    conditions.append(_named(connection, name, wanted.name, after))
+    query = select(name).distinct().where(*conditions).order_by(name).limit(limit)
     return list(connection.scalars(query))
 
 
@@ -157,13 +156,17 @@ def _is(wanted: Wanted) -> ColumnElement[bool]:
     return and_(true(), *(column == value for column, value in given if value is not None))
 
 
-def _named(connection: Connection, name: ColumnElement[str], wanted: str) -> ColumnElement[bool]:
+def _named(connection: Connection, name: ColumnElement[str], wanted: str | None, after: str) -> ColumnElement[bool]:
+    if wanted is None:
+        return name > after
     prefix = wanted.removesuffix("*")
     if prefix == wanted:
-        return name == wanted
-    begins = and_(name >= prefix, func.substr(name, 1, len(prefix)) == prefix)
-    bounded = connection.dialect.name == "sqlite"  # elsewhere names may be in the order of a language
-    return and_(begins, name < prefix + NAME_END) if bounded else begins
+        return and_(name > after, name == wanted)
+    begins = func.substr(name, 1, len(prefix)) == prefix
+    if connection.dialect.name != "sqlite":  # names may be in the order of a language, in which a prefix is no range
+        return and_(name > after, begins)
+    first = name > after if after >= prefix else name >= prefix  # SQLite looks for one bound of two
+    return and_(first, name < prefix + NAME_END, begins)
 
 
 def _among(names: Sequence[str], wanted: Wanted) -> rows.Which:

@@ -5,20 +5,20 @@ Every write is one transaction. It knows digests, not files: adapters/ingest.py 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, select, true
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from adapters import alias_changes, checking, lineage, listing, migrations, names, rows, schema, shadow_rows, tag_rows
+from adapters import alias_changes, checking, lineage, migrations, names, rows, schema, tag_rows
+from adapters.catalogue import Catalogue
 from adapters.database import Database
-from adapters.errors import Changed, Conflict, NotFound, StoreError
+from adapters.errors import Changed, Conflict, StoreError
 from adapters.holds import judge_all
-from adapters.listing import ALL, Wanted
 from adapters.manifest import Manifest
 from adapters.records import (
     CHECKING,
@@ -34,7 +34,7 @@ from adapters.records import (
     Shadow,
     Version,
 )
-from adapters.references import listed, living, pick, unknown_ref
+from adapters.references import listed, living
 from adapters.retention import Judgement
 from adapters.tag_rows import OF_ADAPTER
 from adapters.tags import NO_TAGS, Changes, changed, require_tags
@@ -52,11 +52,11 @@ class Keep(Enum):
     IT = 0
 
 
-class Registry:
+class Registry(Catalogue):
     """Safe to share between threads; several processes may open the same database."""
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url)
+        super().__init__(Database(url))
         try:
             with self._database.write() as connection:
                 migrations.upgrade(connection)
@@ -145,11 +145,6 @@ class Registry:
                 rows.move(connection, name, names.DEFAULT, {number: 1}, "upload", by=by)
             return version, known is None
 
-    def checking(self) -> list[Version]:
-        """What the engine has to try before it may serve."""
-        with self._database.read() as connection:
-            return rows.read_state(connection, CHECKING)
-
     def count_attempt(self, version: Version, change: int = 1) -> int:
         """How often the engine has tried it, the time that begins now included."""
         with self._writing(version.adapter) as connection:
@@ -171,70 +166,6 @@ class Registry:
                 connection, rows.require_version(connection, version.adapter, version.number), reason
             )
 
-    def adapters(self, wanted: Wanted = ALL, *, after: str = "", limit: int | None = None) -> list[Adapter]:
-        """In the order of their names: those behind `after`, at most `limit`."""
-        with self._database.read() as connection:
-            return listing.list_adapters(connection, wanted, after, limit)
-
-    def overviews(self, wanted: Wanted = ALL, *, after: str = "", limit: int | None = None) -> list[Overview]:
-        """The same without their versions."""
-        with self._database.read() as connection:
-            return listing.list_overviews(connection, wanted, after, limit)
-
-    def overview(self, name: str) -> Overview:
-        with self._database.read() as connection:
-            rows.require_adapter(connection, name)
-            return listing.read_overviews(connection, lambda column: column == name)[0]
-
-    def served(self, name: str | None = None) -> list[Overview]:
-        """Adapters whose default alias has a version that is ready; `name`: this one alone."""
-        with self._database.read() as connection:
-            return listing.list_served(connection, names.DEFAULT, name)
-
-    def page(self, name: str, wanted: Wanted = ALL, *, after: int = 0, limit: int = 1000) -> Adapter:
-        """The adapter with some of its versions: those with a higher number than `after`, at most `limit`."""
-        with self._database.read() as connection:
-            return listing.list_versions(connection, name, wanted, after, limit)
-
-    def draining(self) -> list[Version]:
-        """What is being deleted."""
-        with self._database.read() as connection:
-            return rows.read_state(connection, DRAINING)
-
-    def adapter(self, name: str) -> Adapter:
-        with self._database.read() as connection:
-            return rows.read_adapter(connection, name)
-
-    def resolve(self, name: str, ref: str | None = None, *, sticky: str | None = None) -> Version:
-        """`ref`: none for the default alias, a number, `latest`, `sha256:` and 12 or more hex digits, or an alias.
-
-        Of an alias that several versions share, one that is ready; the same one each time for the same `sticky`.
-        """
-        ref = names.DEFAULT if ref is None else ref
-        with self._database.read() as connection:
-            try:
-                return pick(rows.read_meant(connection, name, ref), ref, sticky)
-            except NotFound:
-                return pick(rows.read_adapter(connection, name), ref, sticky)  # says what there is instead
-
-    def about(self, version: Version) -> About:
-        with self._database.read() as connection:
-            row = rows.require_adapter(connection, version.adapter)
-            targets = rows.read_targets(connection, version.adapter)
-            tagged = tag_rows.read_tags(connection, version.adapter, [version.number])
-            parents = lineage.parents(version.manifest.lineage)
-            found = {parent: rows.find_ref(connection, parent) for parent in parents}
-            return About(
-                aliases_of(targets, version.number), tagged.get(version.number, {}), found, int(row["revision"])
-            )
-
-    def require_parents(self, parents: Iterable[str]) -> None:
-        """Raises InvalidAdapter for one that names a version here which is not there."""
-        with self._database.read() as connection:
-            for parent in parents:
-                if lineage.LOCAL.fullmatch(parent) and rows.find_ref(connection, parent) is None:
-                    raise lineage.unknown_parent(parent)
-
     def edit(
         self,
         name: str,
@@ -253,11 +184,6 @@ class Registry:
             if not isinstance(description, Keep):
                 names.require_description(description)
                 rows.describe(connection, name, description)
-
-    def aliases_of(self, version: Version) -> list[str]:
-        """Those that point to it, alone or among others."""
-        with self._database.read() as connection:
-            return aliases_of(rows.read_targets(connection, version.adapter), version.number)
 
     def set_alias(
         self,
@@ -296,27 +222,6 @@ class Registry:
         with self._writing(name, expected) as connection:
             alias_changes.remove(connection, name, alias, by)
             return rows.read_adapter(connection, name)
-
-    def shadows(self) -> dict[tuple[str, str], Shadow]:
-        """Adapter and alias → its shadow, of all that have one."""
-        with self._database.read() as connection:
-            found = shadow_rows.read_shadows(connection, true())
-        return {(name, alias): shadow for name, shadows in found.items() for alias, shadow in shadows.items()}
-
-    def alias(self, name: str, alias: str) -> Alias:
-        """Also one that is gone. NotFound where it never was."""
-        with self._database.read() as connection:
-            row = rows.require_adapter(connection, name)
-            target = rows.read_targets(connection, name, schema.alias_targets.c.alias == alias).get(alias, {})
-            moves = tuple(move for _, move in rows.read_moves(connection, name, alias))
-            if not moves and not target:
-                raise unknown_ref(rows.read_adapter(connection, name), alias)
-            shadow = shadow_rows.shadows_of(connection, name).get(alias)
-            return Alias(name, alias, target, shadow, moves, row["revision"])
-
-    def moves(self, name: str, alias: str) -> list[Move]:
-        """Of an alias, the latest first, also when it is gone. NotFound where it never was."""
-        return list(self.alias(name, alias).moves)
 
     def set_state(
         self, name: str, number: int, state: str, reason: str | None = None, *, only_from: str | None = None
@@ -358,11 +263,6 @@ class Registry:
             rows.delete_version(connection, name, number)
             if not rows.has_versions(connection, name):
                 rows.bury(connection, name)
-
-    def digests(self) -> set[str]:
-        """All digests that some version still refers to, whatever its state."""
-        with self._database.read() as connection:
-            return set(connection.scalars(select(schema.versions.c.digest)))
 
     @contextmanager
     def _writing(self, name: str, expected: Revisions = None) -> Iterator[Connection]:
