@@ -15,13 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from adapters.errors import AdapterError, RemoteRefusal, RemoteUnreachable
 from adapters.remote import Remote
 from server.adapters_cli import tables
 
 SERVER = "http://127.0.0.1:8000"
+ID_CHARACTERS = 27
 LOOK_S = 0.3
 AWAY_S = 60.0
 """How long a server may be away, to be started again, before following is given up. The job goes on without us."""
@@ -44,17 +45,16 @@ def main(argv: Sequence[str]) -> int:
 def list_jobs(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The newest first."""
     answer = remote.jobs(limit=arguments.limit, state=arguments.state)
-    table = Table("job", "kind", "state", "adapter", "source", "read", "made", box=None)
+    widths = {"job": ID_CHARACTERS, "state": 9, "adapter": 8, "read": 7, "source": 8}  # a part of an id names nothing
+    table = Table(*(Column(name, no_wrap=True, min_width=width) for name, width in widths.items()), box=None)
     for job in answer["data"]:
         params = job["params"]
         table.add_row(
             job["id"],
-            job["kind"],
             job["state"],
             escape(params.get("name", "")),
-            escape(params.get("source", "")),
             tables.size(job["progress"].get("bytes", 0)),
-            tables.time(job["created_at"]),
+            escape(params.get("source", "")),
         )
     console.print(table if answer["data"] else "no jobs")
     return answer

@@ -53,7 +53,7 @@ def _push_source(remote: Remote, arguments: argparse.Namespace, console: Console
     asked = {"promote": not arguments.no_promote, "max_error": arguments.max_error, "tags": tags, **given}
     job = remote.fetch(arguments.path, arguments.name, **asked)
     if arguments.no_wait:
-        console.print(f"{job['id']}; see `loraplex jobs show {job['id']}`", highlight=False)
+        console.print(f"{job['id']}; see `loraplex jobs show {job['id']}`", highlight=False, soft_wrap=True)
         return job
     result = jobs.follow(remote, job, console)["result"]
     version = remote.version(result["name"], str(result["version"])) | {"created": result["created"]}

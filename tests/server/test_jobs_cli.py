@@ -112,10 +112,13 @@ def test_a_sha256_that_differs(call: Call) -> None:
     assert "(sha256_mismatch)" in said
 
 
-def test_a_job_that_nobody_waits_for_is_listed_shown_and_cancelled(call: Call, hub: WebServer) -> None:
+def test_a_job_that_nobody_waits_for_is_listed_shown_and_cancelled(
+    call: Call, hub: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.pause_s = 0.2
     try:
         job = json.loads(call("adapters", "push", "hf://org/large", "--name", "l", "--no-wait", "--json"))
+        monkeypatch.setenv("COLUMNS", "80")
         assert job["id"] in call("jobs", "list")
         assert re.search(rf"{job['id']} (will stop|cancelled)", call("jobs", "cancel", job["id"]))
         while json.loads(call("jobs", "show", job["id"], "--json"))["ended_at"] is None:
