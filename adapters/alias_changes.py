@@ -17,7 +17,7 @@ from adapters.targets import Target
 
 def move(connection: Connection, name: str, alias: str, target: Target, by: str | None) -> None:
     for number in target:
-        _require_ready(connection, name, number)
+        _require_ready(connection, name, number, "an alias can only move to a ready version")
     rows.move(connection, name, alias, target, "set", by=by)
 
 
@@ -51,7 +51,7 @@ def set_shadow(connection: Connection, name: str, alias: str, shadow: Shadow | N
     if target is None:
         raise unknown_ref(rows.read_adapter(connection, name), alias)
     if shadow is not None:
-        _require_ready(connection, name, shadow.number)
+        _require_ready(connection, name, shadow.number, "only a ready version can be a shadow")
         if set(target) == {shadow.number}:
             raise Conflict(
                 f"alias {alias!r} of {name} points to version {shadow.number} itself; shadow it with another version"
@@ -59,12 +59,10 @@ def set_shadow(connection: Connection, name: str, alias: str, shadow: Shadow | N
     shadow_rows.write_shadow(connection, name, alias, shadow)
 
 
-def _require_ready(connection: Connection, name: str, number: int) -> None:
+def _require_ready(connection: Connection, name: str, number: int, rule: str) -> None:
     version = rows.require_version(connection, name, number)
     if version.state != READY:
-        raise Conflict(
-            f"{version.ref} is {version.state}; an alias can only move to, and be shadowed by, a ready version"
-        )
+        raise Conflict(f"{version.ref} is {version.state}; {rule}")
 
 
 def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
