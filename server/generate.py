@@ -77,7 +77,7 @@ class Generator:
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:
         async with AsyncExitStack() as held:
             use = held.enter_context(self._running.entered(_line(target)))
-            with use.guard():
+            with use:
                 answer = await self._begin(endpoint, body, target, held)
             if answer.events is None:
                 return JSONResponse(answer.body, answer.status, _headers(target))
@@ -163,7 +163,7 @@ async def _until_cut(use: Use, events: AsyncIterator[str]) -> AsyncIterator[str]
     """The engine's events; those of a request that is cut off end with an error."""
     try:
         while True:
-            with use.guard():
+            with use:
                 event = await anext(events)
             yield event
     except StopAsyncIteration:

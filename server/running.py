@@ -17,13 +17,15 @@ GRACE_S = 2.0
 
 
 class Use:
-    """One request. `guard` what it waits for; whoever streams makes that whole `stoppable`."""
+    """One request. What it waits for stands in a `with` block of it, which raises AdapterUnavailable when it is cut;
+    whoever streams makes that whole `stoppable`."""
 
     def __init__(self, name: str | None, has_client: bool) -> None:
         self.name = name
         self.has_client = has_client
         self.is_cut = False
         self._waiting: asyncio.Task[object] | None = None
+        self._cancelled_before = 0
         self._whole: asyncio.Task[object] | None = None
 
     def cut(self) -> None:
@@ -32,21 +34,18 @@ class Use:
             self._waiting.cancel()
         asyncio.get_running_loop().call_later(GRACE_S, self._stop)
 
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Raises AdapterUnavailable in the place of what the block would have waited for."""
+    def __enter__(self) -> None:
         if self.is_cut:
             raise self._deleted()
-        task = self._waiting = _current()
-        before = task.cancelling()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._is_mine(task, before):
-                raise self._deleted() from None
-            raise  # the client left as well
-        finally:
-            self._waiting = None
+        self._waiting = _current()
+        self._cancelled_before = self._waiting.cancelling()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        waited, self._waiting = self._waiting, None
+        assert waited is not None
+        if kind is asyncio.CancelledError and self._is_mine(waited, self._cancelled_before):
+            raise self._deleted() from None
+        # else it ended by itself, or the client left as well
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:

@@ -212,7 +212,7 @@ class Shadows:
         assert target.path is not None
         async with AsyncExitStack() as held:
             use = held.enter_context(self._running.entered(target.engine_name, has_client=False))
-            with use.guard():
+            with use:
                 turn = await self._turn(target.engine_name, sample.seats, yield_now)
                 held.callback(self._turns.leave, turn)
                 lease = self._residency.lease(target.engine_name, target.path)
