@@ -21,7 +21,7 @@ WRAPPERS = frozenset(
     (
         *("local", "memory", "data", "dir", "reference", "generic", "root"),
         *("simplecache", "filecache", "blockcache", "cached", "asyncwrapper"),
-        *("zip", "tar", "libarchive", "git", "asynclocal"),
+        *("zip", "tar", "libarchive", "git", "dvc", "dask", "asynclocal"),
     )
 )
 """Protocols of fsspec that read this machine, or another source by a way around these rules."""
