@@ -114,9 +114,9 @@ class Remote:
             form["description"] = description
         with ExitStack() as opened:
             parts = [("files", (each.name, opened.enter_context(opener(each)))) for each in files]
-            return self._tried(self._call("POST", "", data=form, files=parts))
+            return self.tried(self._call("POST", "", data=form, files=parts))
 
-    def _tried(self, version: dict[str, Any]) -> dict[str, Any]:
+    def tried(self, version: dict[str, Any]) -> dict[str, Any]:
         """The version when its trial is over. Raises RemoteRefusal where it failed."""
         deadline = time.monotonic() + TRIAL_TIMEOUT_S
         while version["state"] == "checking" and time.monotonic() < deadline:

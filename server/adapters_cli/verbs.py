@@ -56,7 +56,7 @@ def _push_source(remote: Remote, arguments: argparse.Namespace, console: Console
         console.print(f"{job['id']}; see `loraplex jobs show {job['id']}`", highlight=False, soft_wrap=True)
         return job
     result = jobs.follow(remote, job, console)["result"]
-    version = remote.version(result["name"], str(result["version"])) | {"created": result["created"]}
+    version = remote.tried(remote.version(result["name"], str(result["version"]))) | {"created": result["created"]}
     return _pushed(version, result["created"], console)
 
 

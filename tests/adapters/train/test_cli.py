@@ -51,7 +51,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[httpx.Reque
 
 
 def test_an_upload_sends_name_files_and_key(tmp_path: Path, answering: Callable[..., list[httpx.Request]]) -> None:
-    seen = answering(201, {"name": "sailor", "version": 1})
+    seen = answering(201, {"name": "sailor", "version": 1, "state": "ready"})
     (tmp_path / "adapter_config.json").write_text("{}")
     assert upload(tmp_path, "sailor", "salty", "http://server/", "secret")["version"] == 1
     assert str(seen[0].url) == "http://server/v1/adapters"
