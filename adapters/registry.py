@@ -249,17 +249,22 @@ class Registry(Catalogue):
                 rows.set_state(connection, name, each.number, DRAINING)
             return judged
 
+    def drain(self, name: str, number: int | None = None) -> list[Version]:
+        """Mark a version as draining that no alias points to, or all of the adapter, at once: no crash, no other call
+        comes in between."""
+        with self._writing(name) as connection:
+            if number is None:
+                going = rows.read_versions(connection, name)
+            else:
+                going = [_require_unaliased(connection, name, number)]
+            for version in going:
+                rows.set_state(connection, name, version.number, DRAINING)
+            return going
+
     def remove_version(self, name: str, number: int, *, with_aliases: bool = False) -> None:
         """Conflict while an alias points to it, unless those go too. The adapter goes with its last version."""
         with self._writing(name) as connection:
-            version = rows.require_version(connection, name, number)
-            pointing = aliases_of(rows.read_targets(connection, name), number)
-            if pointing and not with_aliases:
-                raise Conflict(
-                    f"{version.ref} is what alias {listed(pointing)} points to; move the alias, "
-                    "or delete the whole adapter",
-                    code="version_in_use",
-                )
+            (rows.require_version if with_aliases else _require_unaliased)(connection, name, number)
             rows.delete_version(connection, name, number)
             if not rows.has_versions(connection, name):
                 rows.bury(connection, name)
@@ -301,3 +306,14 @@ def _has_default(adapter: Adapter) -> bool:
     """A default that is being deleted is none: it goes with its version."""
     target = adapter.targets.get(names.DEFAULT, {})
     return any(version.number in target and version.state != DRAINING for version in adapter.versions)
+
+
+def _require_unaliased(connection: Connection, name: str, number: int) -> Version:
+    version = rows.require_version(connection, name, number)
+    if pointing := aliases_of(rows.read_targets(connection, name), number):
+        raise Conflict(
+            f"{version.ref} is what the alias {listed(pointing)} serves: move or remove the alias, or delete the whole "
+            f"adapter {name}",
+            code="version_in_use",
+        )
+    return version

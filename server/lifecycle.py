@@ -47,6 +47,11 @@ class Lifecycle:
         await asyncio.to_thread(self._registry.set_state, version.adapter, version.number, DRAINING)
         return self._start(f"delete {version.ref}", self._drain_and_forget(version))
 
+    async def remove(self, name: str, number: int | None = None) -> list[tuple[Version, asyncio.Task[None]]]:
+        """As `delete`, of a version that no alias serves, or of the whole adapter. A crash leaves no half of it."""
+        going = await asyncio.to_thread(self._registry.drain, name, number)
+        return [(each, self._start(f"delete {each.ref}", self._drain_and_forget(each))) for each in going]
+
     async def retire(
         self, name: str, keep: int | None, *, dry_run: bool = False
     ) -> tuple[list[Judgement], list[asyncio.Task[None]]]:

@@ -68,8 +68,7 @@ async def delete_adapter(
     name: str, wired: Wired, response: Response, wait_s: WaitSeconds = 30, force: bool = False
 ) -> dict[str, Any]:
     """The adapter and all its versions, drained; `force` cuts off the requests that run."""
-    adapter = await asyncio.to_thread(wired.registry.adapter, name)
-    return await drain(wired, list(adapter.versions), wait_s, force, response) | {"name": name}
+    return await drain(wired, await wired.lifecycle.remove(name), wait_s, force, response) | {"name": name}
 
 
 def _shown(adapters: Sequence[Adapter | Overview], wired: Services) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -10,7 +11,6 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict
 
 from adapters.card import generated
-from adapters.errors import Conflict
 from adapters.listing import Wanted
 from adapters.registry import Version
 from adapters.upload import README
@@ -86,31 +86,27 @@ async def delete_version(
 
     `force`: running requests are cut off; `cut` says how many of which version.
     """
-    version = await asyncio.to_thread(wired.registry.resolve, name, str(number))
-    if pointing := await asyncio.to_thread(wired.registry.aliases_of, version):
-        raise Conflict(
-            f"{version.ref} is what the alias {', '.join(pointing)} serves: move or remove the alias, "
-            f"or delete the whole adapter {name}",
-            code="version_in_use",
-        )
-    return await drain(wired, [version], wait_s, force, response)
+    return await drain(wired, await wired.lifecycle.remove(name, number), wait_s, force, response)
 
 
 async def drain(
-    wired: Services, versions: list[Version], wait_s: float, force: bool, response: Response
+    wired: Services,
+    going: Sequence[tuple[Version, asyncio.Task[None]]],
+    wait_s: float,
+    force: bool,
+    response: Response,
 ) -> dict[str, Any]:
-    tasks = [await wired.lifecycle.delete(version) for version in versions]
-    cut = {version.ref: await wired.lifecycle.cut(version) for version in versions} if force else {}
+    cut = {version.ref: await wired.lifecycle.cut(version) for version, _ in going} if force else {}
     pending: set[asyncio.Task[None]] = set()
-    if tasks:
-        ended, pending = await asyncio.wait(tasks, timeout=wait_s)
+    if going:
+        ended, pending = await asyncio.wait([task for _, task in going], timeout=wait_s)
         for task in ended:
             task.result()  # a deletion that failed is an answer, too
     if pending:
         response.status_code = 202
     return {
         "object": "adapter.deleted",
-        "versions": [version.ref for version in versions],
+        "versions": [version.ref for version, _ in going],
         "cut": {ref: requests for ref, requests in cut.items() if requests},
         "deleted": not pending,
     }

@@ -37,12 +37,14 @@ class Place:
     database: str | None = None
     """SQLite in `root` by default."""
     bucket: str | None = None
+    store: str = "store"
+    """The directory of the local store, or of the bucket's copies."""
 
     def open(self, base: BaseModel) -> World:
         registry = Registry(self.database or f"sqlite:///{self.root}/registry.db")
-        store: Store = LocalStore(self.root / "store")
+        store: Store = LocalStore(self.root / self.store)
         if self.bucket is not None:
-            store = ObjectStore(self.bucket, self.root / "store", grace_s=0)
+            store = ObjectStore(self.bucket, self.root / self.store, grace_s=0)
         return World(store, registry, Ingest(store, registry, base, UploadLimits(), max_rank=16))
 
 

@@ -31,10 +31,10 @@ def require_sound(place: Place) -> None:
     assert {row.name for row in named} == {row.adapter for row in rows}
     for row in named:
         assert row.last_number >= max(each.number for each in rows if each.adapter == row.name)
-    local = {path.name: _hashes(path) for path in (place.root / "store" / "blobs").iterdir()}
+    local = {path.name: _hashes(path) for path in (place.root / place.store / "blobs").iterdir()}
     for name, files in local.items():
         assert _digest(files) == f"sha256:{name}", (name, files)
-    assert list((place.root / "store" / "staging").iterdir()) == []
+    assert list((place.root / place.store / "staging").iterdir()) == []
     if place.bucket is None:
         assert {f"sha256:{name}" for name in local} == digests
     else:

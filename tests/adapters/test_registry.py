@@ -557,3 +557,17 @@ def test_of_all_who_make_files_and_rows_agree_one_goes_at_a_time(two: tuple[Regi
     for thread in threads:
         thread.join()
     assert most == [1] * 20
+
+
+def test_an_adapter_drains_as_a_whole_or_not_at_all(registry: Registry) -> None:
+    for character in "123":
+        registry.add_version("a", manifest(character))
+    with pytest.raises(Conflict, match="alias default serves") as error:
+        registry.drain("a", 3)
+    assert error.value.code == "version_in_use"
+    assert [version.number for version in registry.drain("a", 1)] == [1]
+    assert [version.state for version in registry.adapter("a").versions] == ["draining", "ready", "ready"]
+    assert [version.number for version in registry.drain("a")] == [1, 2, 3]
+    assert {version.state for version in registry.adapter("a").versions} == {"draining"}
+    with pytest.raises(NotFound):
+        registry.drain("b")

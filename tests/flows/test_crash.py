@@ -1,26 +1,33 @@
-"""Kill -9 of the API process in the middle of uploads: after a restart each adapter is there whole, or not at all.
+"""Kill -9 of a server while clients upload, promote, roll back and delete at once: after the next start all that was
+acknowledged is there, what was not is there wholly or not at all, and the server serves.
 
 The fake engine, since the API process is what is killed; everything else is the real server on a real socket.
-tests/adapters/test_crash.py does the same at every single step inside the store and the registry.
+tests/adapters/test_crash_story.py and test_crash.py do the same at numbered instants inside the store and the registry.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import httpx
-import pytest
 
 from adapters.base import BaseModel
-from adapters.store import digest_files
 from loadtests.synthetic import write_adapter
 from server.launch import ServerProcess, launch
+from tests.adapters.operations import Place
+from tests.adapters.sound import require_sound
 
-ROUNDS = 6
+ROUNDS = 8
+CLIENTS = 4
 MESSAGES = [{"role": "user", "content": "hello"}]
+Known = dict[str, Any]
+"""What a client knows of its adapter: `versions` (number → digest), and where `default` points."""
+GONE: Known = {"versions": {}, "default": None}
 
 
 def serve(base: BaseModel, data: Path) -> ServerProcess:
@@ -28,70 +35,127 @@ def serve(base: BaseModel, data: Path) -> ServerProcess:
     return launch(flags, data.parent / "server.log")
 
 
-def upload(url: str, name: str, directory: Path) -> httpx.Response:
-    files = [("files", (file.name, file.read_bytes())) for file in sorted(directory.iterdir())]
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-        return client.post("/v1/adapters", data={"name": name}, files=files)
+class Client:
+    """Works on one adapter of its own until the server dies. It remembers what it was told, and what it asked last."""
 
+    def __init__(self, name: str, seed: int, adapter: Path) -> None:
+        self.name = name
+        self._chance = Random(seed)
+        self._adapter = adapter
+        self.known = dict(GONE)
+        self.asked: tuple[str, int] | None = None
+        """An action and a version's number, when no answer came."""
+        self.done: Counter[str] = Counter()
 
-def killed_in_mid_upload(base: BaseModel, data: Path, adapter: Path, name: str, delay_s: float) -> int | None:
-    """The status the client saw, or None when the connection died with the server."""
-    seen: list[int] = []
+    def work(self, url: str) -> None:
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            try:
+                while True:
+                    self._act(client)
+            except httpx.TransportError:
+                return
 
-    def client() -> None:
-        try:
-            seen.append(upload(server.url, name, adapter).status_code)
-        except httpx.TransportError:
+    def _act(self, client: httpx.Client) -> None:
+        numbers = sorted(self.known["versions"])
+        action = self._chance.choice(("upload", "upload", "promote", "promote", "rollback", "delete", "clear"))
+        if not numbers or (action == "clear" and self._chance.random() < 0.7):
+            action = "upload"
+        self.asked = (action, self._chance.choice(numbers or [0]))
+        response = getattr(self, f"_{action}")(client, self.asked[1])
+        assert response.status_code < 500, response.text
+        if response.is_success:
+            self.done[action] += 1
+            self.known = look(client, self.name)
+        self.asked = None
+
+    def _upload(self, client: httpx.Client, _: int) -> httpx.Response:
+        content = {file.name: file.read_bytes() for file in sorted(self._adapter.iterdir())}
+        content["README.md"] = f"{self.name} {self._chance.random()}".encode()  # so that no blob is there already
+        files = [("files", (name, data)) for name, data in content.items()]
+        return client.post("/v1/adapters", data={"name": self.name}, files=files)
+
+    def _promote(self, client: httpx.Client, number: int) -> httpx.Response:
+        return client.put(f"/v1/adapters/{self.name}/aliases/default", json={"version": number})
+
+    def _rollback(self, client: httpx.Client, _: int) -> httpx.Response:
+        return client.post(f"/v1/adapters/{self.name}/rollback")
+
+    def _delete(self, client: httpx.Client, number: int) -> httpx.Response:
+        return client.delete(f"/v1/adapters/{self.name}/versions/{number}")
+
+    def _clear(self, client: httpx.Client, _: int) -> httpx.Response:
+        return client.delete(f"/v1/adapters/{self.name}")
+
+    def require_kept(self, found: Known) -> None:
+        """What is there now is what was known, or that with the last request done, too."""
+        if self.asked is None:
+            assert found == self.known
             return
-
-    with serve(base, data) as server:
-        server.wait_ready()
-        uploading = threading.Thread(target=client)
-        uploading.start()
-        time.sleep(delay_s)
-        server.kill()
-        uploading.join()
-    return seen[0] if seen else None
-
-
-@pytest.fixture(scope="module")
-def adapter(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_adapter(tmp_path_factory.mktemp("crash") / "adapter", base, rank=16, seed=1)
+        action, number = self.asked
+        before, after = self.known["versions"], found["versions"]
+        new, gone = after.keys() - before.keys(), before.keys() - after.keys()
+        assert all(after[each] == before[each] for each in after.keys() & before.keys())
+        assert len(new) <= (action == "upload"), (self.asked, self.known, found)
+        assert gone <= {"delete": {number}, "clear": set(before)}.get(action, set()), (self.asked, self.known, found)
+        allowed = {self.known["default"], *({"promote": {number}, "rollback": set(before)}.get(action, new))}
+        assert found["default"] in (allowed if after else {None}), (self.asked, self.known, found)
+        if action == "clear":
+            assert not after or found == self.known, "of an adapter that is deleted, everything goes or nothing"
+        self.known, self.asked = found, None
 
 
-def test_after_a_kill_every_adapter_is_whole_or_absent(base: BaseModel, adapter: Path, tmp_path: Path) -> None:
-    data, chance = tmp_path / "data", random.Random(0)
-    with serve(base, data) as server:
-        server.wait_ready()
-        started = time.perf_counter()
-        assert upload(server.url, "first", adapter).status_code == 201
-        upload_s = time.perf_counter() - started
-    for number in range(ROUNDS):
-        # Other bytes each time, so that no round finds its blob already there.
-        (adapter / "README.md").write_text(f"round {number}")
-        status = killed_in_mid_upload(base, data, adapter, f"a{number}", chance.uniform(0, 1.5 * upload_s))
+def look(client: httpx.Client, name: str) -> Known:
+    answer = client.get(f"/v1/adapters/{name}")
+    if answer.status_code == 404:
+        return dict(GONE)
+    shown = answer.raise_for_status().json()
+    versions = {each["version"]: each["digest"] for each in shown["versions"]}
+    return {"versions": versions, "default": shown["aliases"].get("default")}
+
+
+def settled(client: httpx.Client) -> None:
+    """Wait until what the last server left in the middle is tried or deleted."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        adapters = client.get("/v1/adapters").raise_for_status().json()["data"]
+        if all(version["state"] == "ready" for adapter in adapters for version in adapter["versions"]):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"still not settled: {adapters}")
+
+
+def test_what_was_acknowledged_outlives_every_kill(base: BaseModel, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", base, rank=4, seed=1)
+    data, chance = tmp_path / "data", Random(0)
+    clients = [Client(f"adapter{number}", number, adapter) for number in range(CLIENTS)]
+    for _ in range(ROUNDS):
         with serve(base, data) as server:
             server.wait_ready()
-            registered = whole_adapters(server.url, data)
-            assert "first" in registered
-            if status is not None:
-                assert f"a{number}" in registered
-            else:
-                assert upload(server.url, f"a{number}", adapter).status_code in (200, 201)
-    leftovers = list((data / "adapters" / "staging").iterdir())
-    assert leftovers == []
-    assert len(list((data / "adapters" / "blobs").iterdir())) == 1 + ROUNDS
+            check(server, clients)
+            working = [threading.Thread(target=client.work, args=(server.url,)) for client in clients]
+            for thread in working:
+                thread.start()
+            time.sleep(chance.uniform(0.2, 1.5))
+            server.kill()
+            for thread in working:
+                thread.join()
+    with serve(base, data) as server:
+        server.wait_ready()
+        check(server, clients)
+        server.stop()
+    require_sound(Place(data, store="adapters"))
+    done = sum((client.done for client in clients), Counter[str]())
+    print(f"acknowledged: {dict(done)}")
+    assert {"upload", "promote", "delete"} <= done.keys()
 
 
-def whole_adapters(url: str, data: Path) -> set[str]:
-    """Names of the registered adapters, each of them checked against its digest and asked to answer."""
-    names = set()
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-        for adapter in client.get("/v1/adapters").raise_for_status().json()["data"]:
-            for version in adapter["versions"]:
-                blob = data / "adapters" / "blobs" / version["digest"].removeprefix("sha256:")
-                assert digest_files(blob)[0] == version["digest"]
-            answer = client.post("/v1/chat/completions", json={"model": adapter["name"], "messages": MESSAGES})
-            assert answer.status_code == 200, answer.text
-            names.add(adapter["name"])
-    return names
+def check(server: ServerProcess, clients: list[Client]) -> None:
+    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+        settled(client)
+        for each in clients:
+            found = look(client, each.name)
+            each.require_kept(found)
+            if found["default"] is not None:
+                answer = client.post("/v1/chat/completions", json={"model": each.name, "messages": MESSAGES})
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["x-loraplex-version"] == str(found["default"])
