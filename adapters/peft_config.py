@@ -174,9 +174,9 @@ def _flag(raw: Mapping[str, Any], field: str) -> bool:
 
 def read_base_model(raw: Mapping[str, Any]) -> str:
     value = raw.get("base_model_name_or_path")
-    if value is not None and not (isinstance(value, str) and len(value) <= MAX_BASE_NAME):
+    if value is not None and not (isinstance(value, str) and len(value) <= MAX_BASE_NAME and value.isprintable()):
         field = "base_model_name_or_path"
-        raise refuse("bad_config", f"{field} is {_shown(value)}, expected at most {MAX_BASE_NAME} characters")
+        raise refuse("bad_config", f"{field} is {_shown(value)}, expected at most {MAX_BASE_NAME} printable characters")
     return value or ""
 
 

@@ -85,7 +85,7 @@ def _plan(staged: Path, base: BaseModel, max_rank: int) -> tuple[Plan | None, So
 def _require_nothing_else(config: Mapping[str, Any]) -> None:
     """Beside a LoRA, whole modules and biases are compared with the base's; beside these kinds they are not read."""
     if config.get("modules_to_save"):
-        raise refuse("modules_to_save", f"modules_to_save is {str(config['modules_to_save'])[:120]}")
+        raise refuse("modules_to_save", f"modules_to_save is {str(config['modules_to_save'])[:120]!r}")
     if config.get("bias", "none") != "none":
         raise refuse("lora_bias", f"bias is {str(config['bias'])[:120]!r}, expected 'none'")
 

@@ -142,7 +142,7 @@ def patterns_and_ranks_that_explode() -> Cases:
         yield f"r {value} of 4", configured(r=value)
 
 
-@family("wrong_base", "bad_provenance", "unknown_module", "shape_mismatch", "bad_json")
+@family("wrong_base", "bad_provenance", "bad_config", "unknown_module", "shape_mismatch", "bad_json")
 def adapters_of_another_base() -> Cases:
     for given in ("sha256:" + "0" * 64, "", "x", "sha256:", "x" * 9999):
         yield f"fingerprint {given[:20]!r}", provenance({"base_fingerprint": given})
@@ -157,6 +157,8 @@ def adapters_of_another_base() -> Cases:
     for value in scores:
         yield f"a score {str(value)[:20]!r}", provenance({"scores": {"loss": value}})
     yield "template", provenance({"chat_template_sha256": 7})
+    for named in ("a\0b", "a\nb", "\x1b[2J", "x" * 1025):
+        yield f"a base called {named[:9]!r}", configured(base_model_name_or_path=named)
     for old, new in {"q_proj": "c_attn", "model.layers": "transformer.h", "mlp": "block_sparse_moe.experts.0"}.items():
         tensors = {name.replace(old, new): item for name, item in lora_tensors().items()}
         yield f"{new} for {old}", AdapterFiles(tensors=tensors).files()

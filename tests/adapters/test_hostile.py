@@ -7,12 +7,13 @@ tests/flows/test_siege.py sends a sample of each family to a real server.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from adapters.refusals import REFUSALS
 from adapters.registry import Registry
 from tests.adapters import hostile, mutants
 from tests.adapters.conftest import MAX_RANK, Shop
-from tests.adapters.factories import AdapterFiles, write_base
+from tests.adapters.factories import AdapterFiles, lora_config, write_base
 from tests.adapters.hostile import CANARY, Hostile
 
 REPOSITORY = Path(__file__).parents[2]
@@ -144,6 +145,21 @@ def test_a_mutant_with_checksums_is_the_original_or_nothing(besieged: Shop) -> N
                 continue
             assert version == original, case
     besieged.ingest.forget("original", original.number, with_aliases=True)
+
+
+@pytest.mark.parametrize("text", ["\0", "\uffff", "😀", "'; DROP TABLE adapters; --", 10**4000], ids=ascii)
+def test_texts_that_a_database_might_choke_on(
+    tmp_path: Path, tiny_base: BaseModel, postgres: Callable[[], str], text: object
+) -> None:
+    """Whatever the gate lets in as lineage or as an option that means nothing, PostgreSQL takes as well."""
+    registry = Registry(postgres())
+    ingest = Ingest(LocalStore(tmp_path / "store"), registry, tiny_base, hostile.LIMITS, MAX_RANK)
+    provenance = json.dumps({"lineage": {"run": text, str(text)[:9]: text}}).encode()
+    adapter = AdapterFiles(config=lora_config(**{str(text)[:9]: text}), extra={"loraplex.json": provenance})
+    version, _ = ingest.upload("a", adapter.uploads())
+    assert registry.resolve("a").manifest == version.manifest
+    assert version.manifest.lineage["run"] == text
+    registry.close()
 
 
 def test_bombs_do_not_fill_the_memory() -> None:
