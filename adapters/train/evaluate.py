@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from adapters.train.config import EvalSection
 from adapters.train.labels import Example
 from adapters.train.model import collate, loss_sum
+from adapters.train.sections import EvalSection
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from adapters.errors import ConfigError
 from adapters.nf4 import keep_unpacked, repair_dequantize
 from adapters.processor import multiplies_bf16
-from adapters.train.config import ModelSection, PeftSection, QuantizationSection
 from adapters.train.labels import IGNORED, Example
+from adapters.train.sections import ModelSection, PeftSection, QuantizationSection
 
 
 @dataclass(frozen=True)

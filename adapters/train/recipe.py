@@ -5,25 +5,22 @@ The result is a PEFT directory that appears whole or not at all. It knows nothin
 
 from __future__ import annotations
 
-import math
-import random
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapters.errors import TrainError
 from adapters.staging import staged
 from adapters.train import model as models
 from adapters.train.card import write_card
-from adapters.train.config import TrainConfig, TrainingSection
+from adapters.train.config import TrainConfig
 from adapters.train.data import Split, read_conversations, split_by_hash
 from adapters.train.evaluate import Verdict, answers, held_out_loss
 from adapters.train.journal import CURVE, Journal, Step, draw_curve
-from adapters.train.labels import IGNORED, Example, encode_all
+from adapters.train.labels import Example, encode_all
+from adapters.train.loop import run_steps
 from adapters.train.provenance import PROVENANCE, write_provenance
 
 
@@ -51,7 +48,7 @@ def train(config: TrainConfig) -> Trained:
     with staged(config.output.output_dir) as directory:
         before = answers(setup.model, setup.tokenizer, config.eval, base=True)
         with Journal(directory, config.output.name, config.training.max_steps) as journal:
-            run_steps(setup, config.training, journal)
+            run_steps(setup.model, setup.examples, setup.tokenizer.pad_token_id, config.training, journal)
         verdict = judge(setup, config, before)
         save(setup, config, journal.steps, verdict, directory)
     truncated = sum(example.truncated for example in setup.examples + setup.held_out)
@@ -74,60 +71,6 @@ def set_up(config: TrainConfig) -> Setup:
     base = models.load_base(config.model, config.quantization)
     torch.manual_seed(config.training.seed)
     return Setup(tokenizer, models.attach_lora(base, config.peft), split, examples, held_out)
-
-
-def run_steps(setup: Setup, section: TrainingSection, journal: Journal) -> None:
-    parameters = models.trainable(setup.model)
-    optimizer = torch.optim.AdamW(parameters, lr=section.learning_rate, weight_decay=section.weight_decay)
-    batches = batches_forever(setup.examples, section, setup.tokenizer.pad_token_id)
-    setup.model.train()
-    for number in range(1, section.max_steps + 1):
-        begun = time.perf_counter()
-        rate = learning_rate(number, section)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        step_batches = [next(batches) for _ in range(section.gradient_accumulation_steps)]
-        loss = backward(setup.model, step_batches)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainError(
-                f"step {number}: the loss is {loss} and the gradient norm {norm}; lower training.learning_rate "
-                f"(now {section.learning_rate}) or look for broken rows in the data",
-                code="diverged",
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        tokens = sum(batch.tokens for batch in step_batches)
-        journal.record(Step(number, loss, norm, rate, tokens, time.perf_counter() - begun))
-
-
-def backward(model: Any, batches: Sequence[models.Batch]) -> float:
-    """Gradients of the mean loss over the trained tokens of all batches: a token counts the same in each."""
-    count = sum(int(torch.count_nonzero(batch.labels[:, 1:] != IGNORED)) for batch in batches)
-    total = 0.0
-    for batch in batches:
-        loss = models.loss_sum(model, batch) / count
-        loss.backward()
-        total += loss.item()
-    return total
-
-
-def batches_forever(examples: Sequence[Example], section: TrainingSection, pad: int) -> Iterator[models.Batch]:
-    """Epoch after epoch, each in a seeded order of its own."""
-    order, shuffler = list(examples), random.Random(section.seed)
-    size = section.per_device_train_batch_size
-    while True:
-        shuffler.shuffle(order)
-        for start in range(0, len(order), size):
-            yield models.collate(order[start : start + size], pad)
-
-
-def learning_rate(step: int, section: TrainingSection) -> float:
-    """Linear up over `warmup_steps`, then a cosine down to a tenth at the last step."""
-    if step <= section.warmup_steps:
-        return section.learning_rate * step / section.warmup_steps
-    part = (step - section.warmup_steps) / max(1, section.max_steps - section.warmup_steps)
-    return section.learning_rate * (0.55 + 0.45 * math.cos(math.pi * part))
 
 
 def judge(setup: Setup, config: TrainConfig, before: list[str]) -> Verdict:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.train import recipe
+from adapters.train import loop, recipe
 from adapters.train.config import TrainConfig
 from adapters.train.evaluate import held_out_loss
 from adapters.train.labels import IGNORED
@@ -17,7 +17,7 @@ def setup(config: TrainConfig) -> recipe.Setup:
 
 def gradients(setup: recipe.Setup, batch: Batch) -> torch.Tensor:
     setup.model.zero_grad()
-    recipe.backward(setup.model, [batch])
+    loop.backward(setup.model, [batch])
     return torch.cat([parameter.grad.flatten() for parameter in trainable(setup.model)])
 
 
@@ -63,6 +63,6 @@ def test_accumulated_batches_give_the_gradient_of_the_whole(setup: recipe.Setup)
     pad: Any = setup.tokenizer.pad_token_id
     whole = gradients(setup, batch_of(setup))
     setup.model.zero_grad()
-    recipe.backward(setup.model, [collate([example], pad) for example in setup.examples])
+    loop.backward(setup.model, [collate([example], pad) for example in setup.examples])
     parts = torch.cat([parameter.grad.flatten() for parameter in trainable(setup.model)])
     assert torch.nn.functional.cosine_similarity(whole, parts, dim=0) > 0.999

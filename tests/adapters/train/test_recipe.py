@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from adapters.base import BaseModel
-from adapters.train.config import TrainConfig, TrainingSection, load_config
-from adapters.train.recipe import learning_rate, train
+from adapters.train.config import TrainConfig, load_config
+from adapters.train.loop import learning_rate
+from adapters.train.recipe import train
+from adapters.train.sections import TrainingSection
 from adapters.validate import validate
 
 
