@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,9 +37,14 @@ class Step:
     seconds: float
 
 
+Watch = Callable[[Step], None]
+"""Told of every step when it is done. What it raises ends the run there."""
+
+
 class Journal:
-    def __init__(self, directory: Path, name: str, total_steps: int) -> None:
+    def __init__(self, directory: Path, name: str, total_steps: int, watch: Watch | None = None) -> None:
         self.steps: list[Step] = []
+        self._watch = watch
         self._file = (directory / LOG).open("w", encoding="utf-8")
         self._progress = Progress(
             SpinnerColumn(finished_text="✓"),
@@ -70,6 +75,8 @@ class Journal:
         self._file.flush()
         rate = sum(s.tokens for s in self.steps) / sum(s.seconds for s in self.steps)
         self._progress.update(self._task, advance=1, figures=f"loss {step.loss:.3f} · {rate:.0f} tokens/s")
+        if self._watch is not None:
+            self._watch(step)
 
 
 def draw_curve(steps: Sequence[Step], held_out: float, held_out_base: float, path: Path) -> None:

@@ -18,7 +18,7 @@ from adapters.train.card import write_card
 from adapters.train.config import TrainConfig
 from adapters.train.data import Split, read_conversations, split_by_hash
 from adapters.train.evaluate import Verdict, answers, held_out_loss
-from adapters.train.journal import CURVE, Journal, Step, draw_curve
+from adapters.train.journal import CURVE, Journal, Step, Watch, draw_curve
 from adapters.train.labels import Example, encode_all
 from adapters.train.loop import run_steps
 from adapters.train.provenance import PROVENANCE, write_provenance
@@ -43,11 +43,11 @@ class Trained:
     duplicates: int
 
 
-def train(config: TrainConfig) -> Trained:
+def train(config: TrainConfig, watch: Watch | None = None) -> Trained:
     setup = set_up(config)
     with staged(config.output.output_dir) as directory:
         before = answers(setup.model, setup.tokenizer, config.eval, base=True)
-        with Journal(directory, config.output.name, config.training.max_steps) as journal:
+        with Journal(directory, config.output.name, config.training.max_steps, watch) as journal:
             run_steps(setup.model, setup.examples, setup.tokenizer.pad_token_id, config.training, journal)
         verdict = judge(setup, config, before)
         save(setup, config, journal.steps, verdict, directory)

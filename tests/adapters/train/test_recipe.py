@@ -6,6 +6,7 @@ import pytest
 
 from adapters.base import BaseModel
 from adapters.train.config import TrainConfig, load_config
+from adapters.train.journal import Step
 from adapters.train.loop import learning_rate
 from adapters.train.recipe import train
 from adapters.train.sections import TrainingSection
@@ -46,6 +47,23 @@ def test_nothing_it_writes_names_a_directory_of_this_machine(trained: Any, small
 def test_the_log_has_a_line_a_step(trained: Any) -> None:
     lines = [json.loads(line) for line in (trained.directory / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_who_watches_hears_of_every_step_and_can_end_the_run(config: TrainConfig) -> None:
+    class Enough(Exception):
+        pass
+
+    heard: list[int] = []
+
+    def watch(step: Step) -> None:
+        heard.append(step.step)
+        if step.step == 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(config, watch)
+    assert heard == [1, 2]
+    assert not config.output.output_dir.exists()
 
 
 def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
