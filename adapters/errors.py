@@ -24,6 +24,8 @@ AdapterError
 └── TrainError                   a training run cannot start or cannot go on
     ├── ConfigError              the configuration is wrong
     ├── DataError                the data is wrong; the message names file:line:field
+    ├── WouldNotFit              the estimate says that the memory is not enough
+    ├── Diverged                 the loss or a gradient is not a finite number any more
     └── NotServable              training ended, but the result would not be served
 
 A message says what was got, what was expected and what to do. `code` is a stable, machine-readable reason; the
@@ -142,6 +144,14 @@ class ConfigError(TrainError):
 
 class DataError(TrainError):
     code = "bad_data"
+
+
+class WouldNotFit(TrainError):
+    code = "would_not_fit"
+
+
+class Diverged(TrainError):
+    code = "diverged"
 
 
 class NotServable(TrainError):

@@ -52,6 +52,8 @@ STATUS: dict[type[Exception], int] = {
     artifact.TrainError: 500,
     artifact.ConfigError: 400,
     artifact.DataError: 400,
+    artifact.WouldNotFit: 422,
+    artifact.Diverged: 422,
     artifact.NotServable: 422,
 }
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

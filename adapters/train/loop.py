@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from adapters.errors import TrainError
+from adapters.errors import Diverged
 from adapters.train.journal import Journal, Step
 from adapters.train.labels import IGNORED, Example
 from adapters.train.model import Batch, collate, loss_sum, trainable
@@ -34,10 +34,9 @@ def run_steps(model: Any, examples: Sequence[Example], pad: int, section: Traini
         loss = backward(model, step_batches)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm))
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainError(
+            raise Diverged(
                 f"step {number}: the loss is {loss} and the gradient norm {norm}; lower training.learning_rate "
-                f"(now {section.learning_rate}) or look for broken rows in the data",
-                code="diverged",
+                f"(now {section.learning_rate}) or look for broken rows in the data"
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

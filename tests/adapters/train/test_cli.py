@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from adapters.errors import NotServable, TrainError
-from adapters.train.cli import main
+from adapters.train.cli import EXIT_CODES, main
 from adapters.train.handover import upload
 
 
@@ -69,3 +69,17 @@ def test_a_refusal_passes_the_servers_message_on(
     with pytest.raises(TrainError, match="rank 99 is too large") as caught:
         upload(tmp_path, "sailor", "", "http://server", None)
     assert type(caught.value) is error
+
+
+def test_a_run_that_diverges_exits_5_and_leaves_nothing(write_yaml: Callable[..., Path]) -> None:
+    path = write_yaml(training={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 1e30})
+    assert main(["run", str(path)]) == 5
+    assert not (path.parent / "out").exists()
+
+
+def test_every_exit_code_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert [code for _, code, meaning in EXIT_CODES if f"{code} {meaning}" not in told] == []
+    assert [code for _, code, _ in EXIT_CODES] == [2, 3, 4, 5, 6]

@@ -1,0 +1,61 @@
+"""train run: one training run from its configuration, checked as the server would, handed over if asked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from adapters.train.config import TrainConfig
+from adapters.train.handover import check_servable, upload
+from adapters.train.quiet import quiet_libraries
+from adapters.train.verbs import configuration
+
+if TYPE_CHECKING:
+    from adapters.train.recipe import Trained
+
+HELP = "train from a YAML file and, if asked, hand the adapter over"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    configuration.add_arguments(parser)
+    parser.add_argument("--server", metavar="URL", help="upload the result to this server")
+    parser.add_argument("--api-key", help="bearer key for --server; default: LORAPLEX_API_KEY")
+
+
+def execute(arguments: argparse.Namespace, console: Console) -> None:
+    config = configuration.configuration(arguments)
+    begun = time.monotonic()
+    trained = _train(config, console)
+    _show(trained, time.monotonic() - begun, console)
+    check_servable(trained.directory, config.model.model_name_or_path, config.output.max_lora_rank)
+    if arguments.server:
+        key = arguments.api_key or os.environ.get("LORAPLEX_API_KEY")
+        version = upload(trained.directory, trained.name, config.output.description, arguments.server, key)
+        console.print(f"served as [bold]{version['name']}@{version['version']}[/] by {arguments.server}")
+
+
+def _train(config: TrainConfig, console: Console) -> Trained:
+    with quiet_libraries():
+        with console.status("loading torch, transformers and peft"):
+            from adapters.train.recipe import train
+        return train(config)
+
+
+def _show(trained: Trained, seconds: float, console: Console) -> None:
+    verdict = trained.verdict
+    console.print(
+        f"held-out loss {verdict.held_out_base:.3f} (base) → [bold]{verdict.held_out_adapter:.3f}[/] (adapter), "
+        f"{len(trained.steps)} steps, {seconds:.0f} s"
+    )
+    for prompt, before, after in zip(verdict.prompts, verdict.before, verdict.after, strict=True):
+        console.print(f"[bold]{escape(prompt)}[/]\n  base     {escape(before)}\n  adapter  {escape(after)}")
+    if trained.truncated:
+        console.print(f"[yellow]{trained.truncated} conversations were cut at data.max_length[/]")
+    if trained.duplicates:
+        console.print(f"[yellow]{trained.duplicates} duplicate conversations were left out[/]")
+    console.print(f"saved in {escape(str(trained.directory))}", soft_wrap=True)
