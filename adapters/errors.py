@@ -14,6 +14,7 @@ AdapterError
 ├── NotFound                     no such adapter, version or alias
 ├── Conflict                     the request contradicts what is registered
 │   ├── JobCancelled             somebody asked to stop the job that does this
+│   ├── JobPaused                somebody asked to put the job that does this aside
 │   ├── JobLost                  another worker has the job
 │   └── Changed                  the adapter is not what the caller saw any more (If-Match)
 ├── StoreError                   the blob store is damaged or cannot be written
@@ -97,6 +98,10 @@ class Conflict(AdapterError):
 
 class JobCancelled(Conflict):
     code = "job_cancelled"
+
+
+class JobPaused(Conflict):
+    code = "job_paused"
 
 
 class JobLost(Conflict):

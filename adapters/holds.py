@@ -11,7 +11,7 @@ from adapters import rows, schema
 from adapters.records import Adapter, Move, Version
 from adapters.retention import Holds, Judgement, judge
 
-INCOMING = {"fetch"}
+INCOMING = {"fetch", "fine_tune"}
 """Kinds of jobs that bring a version in: their `name` is where it goes, and needs no version that is there."""
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
+QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
+SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
 
 
@@ -18,7 +19,7 @@ class Job:
     id: str
     """`job-` and hex digits; a later job's is greater."""
     kind: str
-    """What a worker must know to do it: `fetch`."""
+    """What a worker must know to do it: `fetch`, `fine_tune`."""
     state: str
     params: Mapping[str, Any]
     """What was asked for; what they mean is the kind's affair."""
@@ -38,6 +39,7 @@ class Job:
     """When its worker was last heard of."""
     attempts: int
     cancel_requested: bool
+    pause_requested: bool
 
     @property
     def has_ended(self) -> bool:

@@ -2,7 +2,8 @@
 
     queued ── claim ──> running ── finish ──> succeeded
        │  <── recover ─────┤ └───── fail ───> failed
-       └────── cancel ─────┴── cancelled ───> cancelled
+       ├────── cancel ─────┼── cancelled ───> cancelled
+       └────── pause ──────┴── paused ──────> paused ── resume ──> queued
 
 A worker claims a job, beats while it works, and ends it. When the beats stop, `recover` gives the job to somebody else,
 and what the first worker says afterwards is refused: every one of its writes asks whether the job is still its own.
@@ -22,7 +23,7 @@ from sqlalchemy import Connection, RowMapping, delete, func, insert, select, upd
 from adapters import schema
 from adapters.database import Database
 from adapters.errors import Conflict, JobLost, NotFound
-from adapters.job_records import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobEvent
+from adapters.job_records import CANCELLED, ENDED, FAILED, PAUSED, QUEUED, RUNNING, SUCCEEDED, Job, JobEvent
 
 __all__ = ["Job", "JobEvent", "Jobs"]
 
@@ -53,11 +54,14 @@ class Jobs:
         with self._database.read() as connection:
             return _read(connection, job_id)
 
-    def jobs(self, *, after: str = "", limit: int | None = None, state: str | None = None) -> list[Job]:
+    def jobs(
+        self, *, after: str = "", limit: int | None = None, state: str | None = None, kind: str | None = None
+    ) -> list[Job]:
         """The newest first, those older than `after`."""
         query = select(_jobs).order_by(_jobs.c.id.desc()).limit(limit)
         query = query.where(_jobs.c.id < after) if after else query
         query = query.where(_jobs.c.state == state) if state else query
+        query = query.where(_jobs.c.kind == kind) if kind else query
         with self._database.read() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 
@@ -69,6 +73,14 @@ class Jobs:
     def events(self, job_id: str, *, after: int = 0, limit: int = EVENTS_KEPT) -> list[JobEvent]:
         """The oldest first, those behind the event `after`."""
         query = select(_events).where(_events.c.job == job_id, _events.c.id > after).order_by(_events.c.id).limit(limit)
+        with self._database.read() as connection:
+            _read(connection, job_id)
+            return [JobEvent(**row) for row in connection.execute(query).mappings()]
+
+    def latest_events(self, job_id: str, *, before: int | None = None, limit: int = EVENTS_KEPT) -> list[JobEvent]:
+        """The newest first, those that are older than the event `before`."""
+        query = select(_events).where(_events.c.job == job_id).order_by(_events.c.id.desc()).limit(limit)
+        query = query if before is None else query.where(_events.c.id < before)
         with self._database.read() as connection:
             _read(connection, job_id)
             return [JobEvent(**row) for row in connection.execute(query).mappings()]
@@ -90,11 +102,11 @@ class Jobs:
                     return _read(connection, job_id)
         return None
 
-    def beat(self, job_id: str, worker: str, progress: Mapping[str, Any]) -> bool:
-        """Say that the work goes on, and how far it is. Whether somebody asked to cancel it. Raises JobLost."""
+    def beat(self, job_id: str, worker: str, progress: Mapping[str, Any]) -> Job:
+        """Say how far the work is. The job tells what was asked of it meanwhile. Raises JobLost."""
         with self._database.write() as connection:
             _change(connection, job_id, worker, beat_at=_now(), progress=dict(progress))
-            return _read(connection, job_id).cancel_requested
+            return _read(connection, job_id)
 
     def event(self, job_id: str, message: str, *, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
         with self._database.write() as connection:
@@ -113,6 +125,14 @@ class Jobs:
         """The worker has stopped because it was asked to. Raises JobLost."""
         return self._end(job_id, worker, "cancelled", "warning", state=CANCELLED)
 
+    def paused(self, job_id: str, worker: str) -> Job:
+        """The worker has put the job aside because it was asked to. Raises JobLost."""
+        with self._database.write() as connection:
+            aside = {"state": PAUSED, "worker": None, "attempts": _jobs.c.attempts - 1, "pause_requested": False}
+            _change(connection, job_id, worker, **aside)
+            _append(connection, job_id, "paused", "warning")
+            return _read(connection, job_id)
+
     def release(self, job_id: str, worker: str) -> Job:
         """Back into the queue, because the worker stops in good order. Raises JobLost."""
         with self._database.write() as connection:
@@ -121,20 +141,58 @@ class Jobs:
             _append(connection, job_id, "its worker stops; queued again")
             return _read(connection, job_id)
 
+    def interrupted(self, job_id: str, worker: str, reason: str) -> Job:
+        """What did the work died of it, perhaps; queued again, but not for ever. Raises JobLost."""
+        with self._database.write() as connection:
+            mine = (_jobs.c.worker == worker, _jobs.c.state == RUNNING)
+            if not _take_away(connection, job_id, mine, reason):
+                raise _not_yours(job_id, worker)
+            return _read(connection, job_id)
+
     def cancel(self, job_id: str, *, by: str | None = None) -> Job:
         """At once where nobody works on it, else as soon as its worker listens. Conflict where it has ended."""
         with self._database.write() as connection:
             _read(connection, job_id)
-            unclaimed = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == QUEUED)
+            unclaimed = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state.in_((QUEUED, PAUSED)))
             running = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == RUNNING)
             asked_by = f" by {by}" if by else ""
             if connection.execute(unclaimed.values(state=CANCELLED, ended_at=_now(), cancel_requested=True)).rowcount:
-                _append(connection, job_id, f"cancelled{asked_by} before it began", "warning")
+                _append(connection, job_id, f"cancelled{asked_by} while nobody worked on it", "warning")
             elif connection.execute(running.where(~_jobs.c.cancel_requested).values(cancel_requested=True)).rowcount:
                 _append(connection, job_id, f"asked to stop{asked_by}", "warning")
             job = _read(connection, job_id)
         if job.state in (SUCCEEDED, FAILED):
-            raise Conflict(f"{job_id} has {job.state} already; there is nothing to cancel", code="job_ended")
+            raise _has_ended(job, "cancel")
+        return job
+
+    def pause(self, job_id: str, *, by: str | None = None) -> Job:
+        """As `cancel`, but it can be resumed."""
+        with self._database.write() as connection:
+            _read(connection, job_id)
+            asked_by = f" by {by}" if by else ""
+            queued = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == QUEUED)
+            running = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == RUNNING, ~_jobs.c.pause_requested)
+            if connection.execute(queued.values(state=PAUSED)).rowcount:
+                _append(connection, job_id, f"paused{asked_by}", "warning")
+            elif connection.execute(running.values(pause_requested=True)).rowcount:
+                _append(connection, job_id, f"asked to pause{asked_by}", "warning")
+            job = _read(connection, job_id)
+        if job.has_ended:
+            raise _has_ended(job, "pause")
+        return job
+
+    def resume(self, job_id: str, *, by: str | None = None) -> Job:
+        """Back into the queue. Nothing where it is not paused, nor about to be. Conflict where it has ended."""
+        with self._database.write() as connection:
+            _read(connection, job_id)
+            paused = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == PAUSED)
+            asked = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == RUNNING, _jobs.c.pause_requested)
+            resumed = connection.execute(paused.values(state=QUEUED, pause_requested=False)).rowcount
+            if resumed or connection.execute(asked.values(pause_requested=False)).rowcount:
+                _append(connection, job_id, f"resumed by {by}" if by else "resumed")
+            job = _read(connection, job_id)
+        if job.has_ended:
+            raise _has_ended(job, "resume")
         return job
 
     def recover(self, kinds: Collection[str], silent_s: float) -> list[Job]:
@@ -160,6 +218,10 @@ class Jobs:
             return _read(connection, job_id)
 
 
+def _has_ended(job: Job, wanted: str) -> Conflict:
+    return Conflict(f"{job.id} has {job.state} already; there is nothing to {wanted}", code="job_ended")
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -183,20 +245,28 @@ def _job(row: RowMapping) -> Job:
 def _change(connection: Connection, job_id: str, owner: str, /, **values: Any) -> None:
     mine = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.worker == owner, _jobs.c.state == RUNNING)
     if not connection.execute(mine.values(**values)).rowcount:
-        raise JobLost(f"{job_id} is no longer {owner}'s: it was silent too long, and another worker has it")
+        raise _not_yours(job_id, owner)
 
 
-def _take_away(connection: Connection, job_id: str, silent: tuple[Any, ...]) -> bool:
+def _not_yours(job_id: str, worker: str) -> JobLost:
+    return JobLost(f"{job_id} is no longer {worker}'s: it was silent too long, and another worker has it")
+
+
+def _take_away(
+    connection: Connection, job_id: str, guard: tuple[Any, ...], why: str = "its worker was not heard of any more"
+) -> bool:
     job = _read(connection, job_id)
-    taking = update(_jobs).where(_jobs.c.id == job_id, *silent)
+    taking = update(_jobs).where(_jobs.c.id == job_id, *guard)
+    values: dict[str, Any]
     if job.cancel_requested:
-        values: dict[str, Any] = {"state": CANCELLED, "ended_at": _now()}
-        message = "cancelled; its worker was gone"
+        values, message = {"state": CANCELLED, "ended_at": _now()}, "cancelled; its worker was gone"
+    elif job.pause_requested:
+        values, message = {"state": PAUSED, "pause_requested": False}, "paused; its worker was gone"
     elif job.attempts >= MAX_ATTEMPTS:
-        message = f"given up: its worker was lost {job.attempts} times, and may have died of it"
+        message = f"given up: its worker was lost {job.attempts} times, and may have died of it; the last time {why}"
         values = {"state": FAILED, "ended_at": _now(), "error": {"code": "worker_lost", "message": message}}
     else:
-        values, message = {"state": QUEUED}, "its worker was not heard of any more; queued again"
+        values, message = {"state": QUEUED}, f"{why}; queued again"
     if not connection.execute(taking.values(**values, worker=None)).rowcount:
         return False
     _append(connection, job_id, message, "warning")

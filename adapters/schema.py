@@ -23,9 +23,10 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
 )
 
-REVISION = "3"
+REVISION = "4"
 """The last step in `migrations/versions`."""
 
 
@@ -152,6 +153,7 @@ jobs = Table(
     Column("beat_at", UtcDateTime),
     Column("attempts", Integer, nullable=False, default=0),
     Column("cancel_requested", Boolean, nullable=False, default=False),
+    Column("pause_requested", Boolean, nullable=False, default=False, server_default=false()),
     Index("ix_jobs_state", "state"),
 )
 

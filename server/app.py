@@ -31,7 +31,7 @@ from server.fetches import Fetches
 from server.generate import Generator
 from server.intake import KIND as FETCH
 from server.intake import Intake
-from server.jobs import JobRunner
+from server.jobs import JobRunner, Kind
 from server.keys import load_keys
 from server.lifecycle import Lifecycle
 from server.logs import Edge
@@ -105,7 +105,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     queue = Jobs(registry.database)
     policy = Policy(settings.source_protocols, settings.source_roots)
     intake = Intake(queue, ingest, admission, policy, limits, settings.source_timeout_s)
-    runner = JobRunner(queue, {FETCH: intake.work}, settings.max_fetches, telemetry.job_ended)
+    runner = JobRunner(queue, {FETCH: Kind(intake.work, settings.max_fetches)}, telemetry.job_ended)
     return Services(
         settings,
         base,

@@ -15,9 +15,10 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from adapters.errors import AdapterError, JobCancelled, JobLost
+from adapters.errors import AdapterError, JobCancelled, JobLost, JobPaused
 from adapters.jobs import Job, Jobs
 from server import problems
 from server.errors import ServerError
@@ -35,6 +36,10 @@ STOP_S = 2.0
 
 class _Stopped(Exception):
     """The process stops; the job goes back into the queue."""
+
+
+class WorkerDied(Exception):
+    """What did the work is gone; the message says how, as `{message}; queued again`."""
 
 
 class Run:
@@ -83,15 +88,21 @@ Work = Callable[[Run], Awaitable[Mapping[str, Any]]]
 """What a kind of job does. Gives the result; what it raises is the job's error."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    work: Work
+    at_once: int
+    """How many of them run here at a time."""
+
+
 class JobRunner:
-    """`works`: what each kind does. `on_end`: told of every job that ends here, by kind and state."""
+    """`kinds`: what is worked on here. `on_end`: told of every job that ends here, by kind and state."""
 
     def __init__(
-        self, jobs: Jobs, works: Mapping[str, Work], at_once: int, on_end: Callable[[str, str], None] = lambda *_: None
+        self, jobs: Jobs, kinds: Mapping[str, Kind], on_end: Callable[[str, str], None] = lambda *_: None
     ) -> None:
         self._jobs = jobs
-        self._works = works
-        self._at_once = at_once
+        self._kinds = kinds
         self._on_end = on_end
         self._worker = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
         self._running: dict[asyncio.Task[None], Run] = {}
@@ -113,9 +124,15 @@ class JobRunner:
 
     def cancel(self, job_id: str) -> None:
         """What runs here need not wait for the table to say so."""
+        self._stop(job_id, _cancelled)
+
+    def pause(self, job_id: str) -> None:
+        self._stop(job_id, _paused)
+
+    def _stop(self, job_id: str, why: Callable[[Run], Exception]) -> None:
         for run in self._running.values():
             if run.job.id == job_id:
-                run.stop(_cancelled(run))
+                run.stop(why(run))
 
     async def ended(self, job_id: str, timeout_s: float) -> Job:
         """The job when it has ended, or as it is after `timeout_s`. Whoever works on it, here or elsewhere."""
@@ -153,15 +170,15 @@ class JobRunner:
 
     def recover(self, silent_s: float = SILENT_S) -> None:
         """Take jobs away from workers that have been silent for so long."""
-        for lost in self._jobs.recover(list(self._works), silent_s):
+        for lost in self._jobs.recover(list(self._kinds), silent_s):
             log.warning("a job's worker was lost", extra={"job": lost.id, "state": lost.state})
 
     async def _round(self) -> None:
         await self._in_table(self.recover)
         for run in list(self._running.values()):
             await self._beat(run)
-        while len(self._running) < self._at_once:
-            job = await self._in_table(self._jobs.claim, list(self._works), self._worker)
+        while wanted := self._kinds_with_room():
+            job = await self._in_table(self._jobs.claim, wanted, self._worker)
             if job is None:
                 return
             run = Run(job, self._jobs)
@@ -169,10 +186,17 @@ class JobRunner:
             self._running[task] = run
             task.add_done_callback(self._gone)
 
+    def _kinds_with_room(self) -> list[str]:
+        running = [run.job.kind for run in self._running.values()]
+        return [name for name, kind in self._kinds.items() if running.count(name) < kind.at_once]
+
     async def _beat(self, run: Run) -> None:
         try:
-            if await self._in_table(self._jobs.beat, run.job.id, self._worker, run.progress):
+            job = await self._in_table(self._jobs.beat, run.job.id, self._worker, run.progress)
+            if job.cancel_requested:
                 run.stop(_cancelled(run))
+            elif job.pause_requested:
+                run.stop(_paused(run))
         except JobLost as lost:
             run.stop(lost)
 
@@ -196,9 +220,13 @@ class JobRunner:
     async def _end(self, run: Run) -> Job:
         mine = (run.job.id, self._worker)
         try:
-            result = await self._works[run.job.kind](run)
+            result = await self._kinds[run.job.kind].work(run)
         except JobCancelled:
             return await self._in_table(self._jobs.cancelled, *mine)
+        except JobPaused:
+            return await self._in_table(self._jobs.paused, *mine)
+        except WorkerDied as died:
+            return await self._in_table(self._jobs.interrupted, *mine, str(died))
         except JobLost:
             raise
         except (_Stopped, asyncio.CancelledError):
@@ -219,3 +247,7 @@ class JobRunner:
 
 def _cancelled(run: Run) -> JobCancelled:
     return JobCancelled(f"{run.job.id} was asked to stop")
+
+
+def _paused(run: Run) -> JobPaused:
+    return JobPaused(f"{run.job.id} was asked to pause")

@@ -42,6 +42,7 @@ STATUS: dict[type[Exception], int] = {
     artifact.NotFound: 404,
     artifact.Conflict: 409,
     artifact.JobCancelled: 409,
+    artifact.JobPaused: 409,
     artifact.JobLost: 409,
     artifact.Changed: 412,
     artifact.StoreError: 500,

@@ -26,7 +26,7 @@ FOLLOW_S = 0.5
 SILENCE_LOOKS = 30
 """After so many looks without news a comment is sent, so that nobody on the way takes the stream for dead."""
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+State = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 @router.get("")

@@ -58,7 +58,7 @@ def test_the_life_of_a_job(jobs: Jobs) -> None:
     claimed = jobs.claim(KINDS, "w")
     assert claimed is not None
     assert (claimed.id, claimed.state, claimed.worker, claimed.attempts) == (made.id, "running", "w", 1)
-    assert jobs.beat(made.id, "w", {"bytes": 5}) is False
+    assert not jobs.beat(made.id, "w", {"bytes": 5}).cancel_requested
     assert jobs.job(made.id).progress == {"bytes": 5}
     jobs.event(made.id, "half of it", data={"bytes": 5})
     ended = jobs.finish(made.id, "w", {"version": 1}, {"bytes": 9})
@@ -117,7 +117,7 @@ def test_what_waits_is_cancelled_at_once_and_never_claimed(jobs: Jobs) -> None:
     assert jobs.cancel(made.id, by="me").state == "cancelled"
     assert jobs.cancel(made.id).state == "cancelled"
     assert jobs.claim(KINDS, "w") is None
-    assert messages(jobs, made.id) == ["cancelled by me before it began"]
+    assert messages(jobs, made.id) == ["cancelled by me while nobody worked on it"]
 
 
 def test_what_runs_is_asked_to_stop(jobs: Jobs) -> None:
@@ -125,7 +125,7 @@ def test_what_runs_is_asked_to_stop(jobs: Jobs) -> None:
     jobs.claim(KINDS, "w")
     assert jobs.cancel(made.id).state == "running"
     assert jobs.cancel(made.id).cancel_requested
-    assert jobs.beat(made.id, "w", {}) is True
+    assert jobs.beat(made.id, "w", {}).cancel_requested
     assert jobs.cancelled(made.id, "w").state == "cancelled"
     assert messages(jobs, made.id) == ["asked to stop", "cancelled"]
 
@@ -137,6 +137,80 @@ def test_what_has_ended_cannot_be_cancelled(jobs: Jobs) -> None:
     with pytest.raises(Conflict, match="has succeeded already") as error:
         jobs.cancel(made.id)
     assert error.value.code == "job_ended"
+
+
+def test_what_waits_is_paused_at_once_and_claimed_again_when_resumed(jobs: Jobs) -> None:
+    made = jobs.create("train", {})
+    assert jobs.pause(made.id, by="me").state == "paused"
+    assert jobs.pause(made.id).state == "paused"
+    assert jobs.claim(KINDS, "w") is None
+    assert jobs.resume(made.id, by="me").state == "queued"
+    assert jobs.claim(KINDS, "w") is not None
+    assert messages(jobs, made.id) == ["paused by me", "resumed by me"]
+
+
+def test_what_runs_is_asked_to_pause(jobs: Jobs) -> None:
+    made = jobs.create("train", {})
+    jobs.claim(KINDS, "w")
+    assert jobs.pause(made.id).state == "running"
+    assert jobs.beat(made.id, "w", {}).pause_requested
+    aside = jobs.paused(made.id, "w")
+    assert (aside.state, aside.worker, aside.pause_requested, aside.attempts) == ("paused", None, False, 0)
+    assert jobs.cancel(made.id).state == "cancelled"
+    assert messages(jobs, made.id) == ["asked to pause", "paused", "cancelled while nobody worked on it"]
+
+
+def test_who_resumes_before_the_worker_has_heard_of_the_pause_takes_it_back(jobs: Jobs) -> None:
+    made = jobs.create("train", {})
+    jobs.claim(KINDS, "w")
+    jobs.pause(made.id)
+    assert jobs.resume(made.id).state == "running"
+    assert not jobs.beat(made.id, "w", {}).pause_requested
+
+
+def test_what_has_ended_is_neither_paused_nor_resumed(jobs: Jobs) -> None:
+    made = jobs.create("train", {})
+    jobs.cancel(made.id)
+    for verb, call in {"pause": jobs.pause, "resume": jobs.resume}.items():
+        with pytest.raises(Conflict, match=f"nothing to {verb}") as error:
+            call(made.id)
+        assert error.value.code == "job_ended"
+
+
+def test_a_silent_worker_that_was_asked_to_pause_leaves_it_paused(jobs: Jobs, registry: Registry) -> None:
+    made = jobs.create("train", {})
+    jobs.claim(KINDS, "w")
+    jobs.pause(made.id)
+    silence(registry, 61)
+    assert [(job.state, job.pause_requested) for job in jobs.recover(KINDS, silent_s=60)] == [("paused", False)]
+
+
+def test_what_dies_of_its_work_is_queued_again_but_not_for_ever(jobs: Jobs) -> None:
+    made = jobs.create("train", {})
+    states = []
+    for _ in range(module.MAX_ATTEMPTS):
+        assert jobs.claim(KINDS, "w") is not None
+        states.append(jobs.interrupted(made.id, "w", "its process was killed").state)
+    assert states == ["queued"] * (module.MAX_ATTEMPTS - 1) + ["failed"]
+    assert messages(jobs, made.id)[0] == "its process was killed; queued again"
+    assert messages(jobs, made.id)[-1].endswith("the last time its process was killed")
+    with pytest.raises(JobLost):
+        jobs.interrupted(made.id, "w", "too late")
+
+
+def test_the_latest_events_come_first_and_in_pages(jobs: Jobs) -> None:
+    made = jobs.create("train", {})
+    for number in range(5):
+        jobs.event(made.id, str(number))
+    first = jobs.latest_events(made.id, limit=2)
+    assert [event.message for event in first] == ["4", "3"]
+    assert [event.message for event in jobs.latest_events(made.id, before=first[-1].id)] == ["2", "1", "0"]
+
+
+def test_a_list_can_be_of_one_kind(jobs: Jobs) -> None:
+    jobs.create("fetch", {})
+    made = jobs.create("train", {})
+    assert [job.id for job in jobs.jobs(kind="train")] == [made.id]
 
 
 def test_a_silent_worker_loses_its_job(jobs: Jobs, registry: Registry) -> None:
