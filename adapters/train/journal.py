@@ -37,14 +37,15 @@ class Step:
     seconds: float
 
 
-Watch = Callable[[Step], None]
-"""Told of every step when it is done. What it raises ends the run there."""
+Watch = Callable[[Step, int], None]
+"""Told of every step when it is done, and how many there are in all. What it raises ends the run there."""
 
 
 class Journal:
     def __init__(self, directory: Path, name: str, total_steps: int, watch: Watch | None = None) -> None:
         self.steps: list[Step] = []
         self._watch = watch
+        self._total_steps = total_steps
         self._file = (directory / LOG).open("w", encoding="utf-8")
         self._progress = Progress(
             SpinnerColumn(finished_text="✓"),
@@ -76,7 +77,7 @@ class Journal:
         rate = sum(s.tokens for s in self.steps) / sum(s.seconds for s in self.steps)
         self._progress.update(self._task, advance=1, figures=f"loss {step.loss:.3f} · {rate:.0f} tokens/s")
         if self._watch is not None:
-            self._watch(step)
+            self._watch(step, self._total_steps)
 
 
 def draw_curve(steps: Sequence[Step], held_out: float, held_out_base: float, path: Path) -> None:

@@ -220,6 +220,7 @@ def test_a_silent_worker_loses_its_job(jobs: Jobs, registry: Registry) -> None:
     silence(registry, 61)
     assert jobs.recover(["train"], silent_s=60) == []
     assert [job.state for job in jobs.recover(KINDS, silent_s=60)] == ["queued"]
+    late: Callable[[], object]
     for late in (
         lambda: jobs.beat(made.id, "first", {}),
         lambda: jobs.finish(made.id, "first", {}, {}),

@@ -53,16 +53,16 @@ def test_who_watches_hears_of_every_step_and_can_end_the_run(config: TrainConfig
     class Enough(Exception):
         pass
 
-    heard: list[int] = []
+    heard: list[tuple[int, int]] = []
 
-    def watch(step: Step) -> None:
-        heard.append(step.step)
+    def watch(step: Step, total: int) -> None:
+        heard.append((step.step, total))
         if step.step == 2:
             raise Enough
 
     with pytest.raises(Enough):
         train(config, watch)
-    assert heard == [1, 2]
+    assert heard == [(1, 4), (2, 4)]
     assert not config.output.output_dir.exists()
 
 
