@@ -75,7 +75,7 @@ def test_a_request_leaves_one_access_line_with_its_id(client: TestClient, lines:
 
 
 def test_lines_written_while_answering_carry_the_request_id(client: TestClient, lines: Any, built: Any) -> None:
-    built.services.registry.adapters = lambda **_: 1 / 0
+    built.services.registry.adapters = lambda *_, **__: 1 / 0
     client.get("/v1/adapters", headers={"x-request-id": "mine-2"})
     (line,) = [line for line in lines() if line["level"] == "error"]
     assert (line["message"], line["request_id"]) == ("unhandled error", "mine-2")
