@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from adapters.errors import AdapterError, ConfigError, DataError, Diverged, NotServable, WouldNotFit
-from adapters.train.verbs import run
+from adapters.train.verbs import estimate, run
 
-VERBS: Mapping[str, ModuleType] = {"run": run}
+VERBS: Mapping[str, ModuleType] = {"estimate": estimate, "run": run}
 EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
     (ConfigError, 2, "configuration or command line"),
     (DataError, 3, "data"),

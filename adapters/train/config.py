@@ -39,15 +39,25 @@ class TrainConfig(Section):
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read, override, check; raises ConfigError with one line for each thing that is wrong."""
-    values = _read_yaml(path)
+    config = _checked(_read_yaml(path), overrides, str(path))
+    files = tuple(path.parent / file for file in config.data.train)
+    return config.model_copy(update={"data": config.data.model_copy(update={"train": files})})
+
+
+def config_of_model(model: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Defaults for what is said of a base alone: there is nothing to train on."""
+    values: dict[str, Any] = {"model": {"model_name_or_path": str(model)}, "data": {"train": ["nothing"]}}
+    values |= {"training": {"max_steps": 1}, "output": {"output_dir": "nowhere", "name": "nothing"}}
+    return _checked(values, overrides, "--set")
+
+
+def _checked(values: dict[str, Any], overrides: Sequence[str], source: str) -> TrainConfig:
     for override in overrides:
         _apply(values, override)
     try:
-        config = TrainConfig.model_validate(values)
+        return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
-    files = tuple(path.parent / file for file in config.data.train)
-    return config.model_copy(update={"data": config.data.model_copy(update={"train": files})})
+        raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(error))) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

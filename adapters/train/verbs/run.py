@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from adapters.train.config import TrainConfig
+from adapters.train.forecast import forecast, require_fit
 from adapters.train.handover import check_servable, upload
+from adapters.train.memory import measured
 from adapters.train.quiet import quiet_libraries
 from adapters.train.verbs import configuration
+from adapters.train.verbs.estimate import add_memory, in_words, limit_of
 
 if TYPE_CHECKING:
     from adapters.train.recipe import Trained
@@ -25,13 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     configuration.add_arguments(parser)
     parser.add_argument("--server", metavar="URL", help="upload the result to this server")
     parser.add_argument("--api-key", help="bearer key for --server; default: LORAPLEX_API_KEY")
+    add_memory(parser)
 
 
 def execute(arguments: argparse.Namespace, console: Console) -> None:
     config = configuration.configuration(arguments)
+    expected = forecast(config)
+    require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
     begun = time.monotonic()
-    trained = _train(config, console)
+    with measured() as memory:
+        trained = _train(config, console)
     _show(trained, time.monotonic() - begun, console)
+    console.print(f"peak memory {in_words(memory.peak)} measured, {in_words(expected.total)} estimated at most")
     check_servable(trained.directory, config.model.model_name_or_path, config.output.max_lora_rank)
     if arguments.server:
         key = arguments.api_key or os.environ.get("LORAPLEX_API_KEY")

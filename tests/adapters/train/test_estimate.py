@@ -1,0 +1,200 @@
+"""The checklist's figures, to the digit where they are exact; and the activations against what autograd keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.errors import ConfigError
+from adapters.train.architecture import Architecture, architecture_of
+from adapters.train.cli import main
+from adapters.train.estimate import Terms, Workload, activation_bytes, constant_bits, full, lora, qlora
+from adapters.train.memory import measured, parse_bytes
+from adapters.train.quoted import LLAMA_7B, LLAMA_8B, LLAMA_65B, MISTRAL_7B, QV, quoted_figures
+
+SMALL = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+def gigabytes(terms: Terms, *names: str) -> list[float]:
+    return [round(getattr(terms, name) / 1e9, 1) for name in names]
+
+
+def test_a_square_matrix_of_4096_at_rank_8_takes_65536_parameters() -> None:
+    square = Architecture(1, 4096, 4096, 32, 32, 128, 1, architecture_of(LLAMA_7B).targeted(["q_proj"]), 0, 0)
+    assert square.adapter_parameters(8) // 32 == 65_536
+    assert round(65_536 / 4096**2, 4) == 0.0039
+
+
+def test_llama_8b_is_counted_to_the_parameter() -> None:
+    assert architecture_of(LLAMA_8B).parameters == 8_030_261_248
+
+
+def test_8b_in_16_bits_takes_16_and_16_and_32_gb() -> None:
+    terms = full(architecture_of(LLAMA_8B), Workload(batch=1, tokens=512))
+    assert gigabytes(terms, "weights", "gradients", "optimizer_states") == [16.1, 16.1, 32.1]
+
+
+def test_the_bits_of_a_parameter_are_4_5_and_with_double_quantisation_4_127() -> None:
+    assert 4 + constant_bits(double=False) == 4.5
+    assert 4 + constant_bits(double=True) == pytest.approx(4.127, abs=5e-4)
+    assert 4 + constant_bits(128, double=True) == pytest.approx(4.064, abs=1e-3)
+
+
+def test_mistral_7b_at_rank_16_trains_7_million_on_q_and_v_and_42_million_on_all_seven() -> None:
+    mistral = architecture_of(MISTRAL_7B)
+    assert mistral.adapter_parameters(16, QV) == 6_815_744
+    assert mistral.adapter_parameters(16) == 41_943_040
+    assert mistral.adapter_parameters(16) / (mistral.parameters + 41_943_040) == pytest.approx(0.00576, abs=5e-6)
+
+
+def test_llama_7b_at_rank_8_on_q_and_v_is_the_4_million_that_is_quoted_for_8b() -> None:
+    assert architecture_of(LLAMA_7B).adapter_parameters(8, QV) == 4_194_304
+    assert architecture_of(LLAMA_8B).adapter_parameters(8, QV) == 3_407_872
+
+
+def test_qlora_brings_65b_to_one_card_of_48_gb_and_full_fine_tuning_takes_780() -> None:
+    llama = architecture_of(LLAMA_65B)
+    load = Workload(batch=1, tokens=512, checkpointing=True, optimizer="paged_adamw_8bit")
+    terms = qlora(llama, load, r=64)
+    assert 30e9 < terms.weights + terms.quantisation_constants < 36e9
+    assert terms.total < 48e9 < lora(llama, load, r=64).total
+    assert 12 * llama.parameters == pytest.approx(783e9, rel=0.01)  # 2 + 2 + 8 bytes: Adam in fp32
+
+
+def test_a_quoted_figure_says_what_is_right_and_which_ones_are_not() -> None:
+    wrong = {each.claim.partition(":")[0]: each.found for each in quoted_figures() if not each.right}
+    assert {"Adam for 8B", "LLaMA-8B", "QLoRA pages gradients out"} <= set(wrong)
+    assert "41,943,040, 0.576%" in wrong["Mistral-7B, r=16 on seven module types"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        SMALL | {"model_type": "mistral", "tie_word_embeddings": False},
+        SMALL | {"model_type": "qwen2"},
+        SMALL | {"model_type": "qwen3", "head_dim": 32},
+        SMALL | {"attention_bias": True, "mlp_bias": True},
+    ],
+)
+def test_what_is_read_from_a_configuration_is_what_transformers_builds(config: dict[str, Any]) -> None:
+    from adapters.train.architecture import built_on_meta
+
+    assert architecture_of(config) == built_on_meta(config)
+
+
+def test_an_architecture_that_is_not_read_here_is_built_on_the_meta_device() -> None:
+    gpt2 = architecture_of({"model_type": "gpt2"})
+    assert gpt2.parameters == 124_439_808
+    assert gpt2.adapter_parameters(8, ["c_attn"]) == 12 * 8 * (768 + 3 * 768)
+    assert gpt2.adapter_parameters(8, ["c_proj"]) == 12 * 8 * (768 + 768 + 768 + 4 * 768)
+
+
+def kept_by_autograd(dtype: Any, targets: tuple[str, ...] | None, dropout: float) -> int:
+    """Bytes of all tensors, but parameters, that the graph of one forward pass through the blocks holds."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, "use_cache": False})).to(dtype)
+    if targets != ():
+        named = list(targets) if targets else "all-linear"
+        lora_config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=named, lora_dropout=dropout)
+        model = get_peft_model(model, lora_config).base_model.model
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.ones((4, 32), dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, -5:] = 0  # without padding there would be no mask at all
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        held = model.train().model(input_ids=ids, attention_mask=mask)
+        assert held.last_hidden_state.requires_grad
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("targets", "dropout"), [(None, 0.0), (QV, 0.0), (None, 0.1), ((), 0.0)], ids=["all", "qv", "dropout", "full"]
+)
+def test_the_activations_are_what_autograd_keeps(dtype: str, targets: tuple[str, ...] | None, dropout: float) -> None:
+    import torch
+
+    size = {"bfloat16": 2, "float32": 4}[dtype]
+    load = Workload(batch=4, tokens=32, compute_bytes=size, dropout=dropout > 0)
+    estimate = activation_bytes(architecture_of(SMALL), load, 0 if targets == () else 8, targets)
+    assert estimate == pytest.approx(kept_by_autograd(getattr(torch, dtype), targets, dropout), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("24GB", 24 * 10**9), ("8 GiB", 8 * 2**30), ("512mb", 512 * 10**6), ("1000", 1000)]
+)
+def test_an_amount_of_memory_is_read(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["much", "24 parsecs", "", "1.2.3GB"])
+def test_another_amount_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no amount of memory"):
+        parse_bytes(text)
+
+
+def test_what_a_block_takes_at_most_is_measured_also_when_it_gives_it_back() -> None:
+    with measured() as usage:
+        held = bytearray(b"x") * 200_000_000
+        del held
+    assert 190e6 < usage.peak < 260e6
+
+
+def test_estimate_loads_no_weights_and_names_every_term(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    assert main(["estimate", "--model", str(tmp_path / "config.json"), "--memory", "99GB"]) == 0
+    told = capsys.readouterr().out
+    for term in (*Terms.__dataclass_fields__, "sum"):
+        assert term.replace("_", " ") in told
+    assert "8,030,261,248 parameters, 20,971,520 trained" in told
+
+
+def test_what_would_not_fit_exits_4_and_says_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_65B))
+    command = ["estimate", "--model", str(tmp_path), "--memory", "24GB"]
+    assert main(command) == 4
+    assert "lower training.per_device_train_batch_size" in " ".join(capsys.readouterr().err.lower().split())
+    assert main([*command, "--ignore-memory"]) == 0
+
+
+def test_a_run_that_would_not_fit_exits_4_before_anything_is_made(write_yaml: Callable[..., Path]) -> None:
+    path = write_yaml()
+    assert main(["run", str(path), "--memory", "1MB"]) == 4
+    assert not (path.parent / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", "no JSON", '{"model_type": "llama"}', '{"model_type": "unheard-of"}'])
+def test_a_file_that_is_no_configuration_of_a_model_exits_2(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert main(["estimate", "--model", str(tmp_path)]) == 2
+
+
+def test_a_target_that_the_base_does_not_have_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    assert main(["estimate", "--model", str(tmp_path), "--set", "peft.target_modules=[c_attn]"]) == 2
+    assert "this base has no c_attn; it has q_proj" in capsys.readouterr().err
