@@ -27,6 +27,7 @@ AdapterError
     ├── DataError                the data is wrong; the message names file:line:field
     ├── WouldNotFit              the estimate says that the memory is not enough
     ├── Diverged                 the loss or a gradient is not a finite number any more
+    ├── RunStopped               somebody asked it to stop; a checkpoint is kept to go on from
     └── NotServable              training ended, but the result would not be served
 
 A message says what was got, what was expected and what to do. `code` is a stable, machine-readable reason; the
@@ -157,6 +158,10 @@ class WouldNotFit(TrainError):
 
 class Diverged(TrainError):
     code = "diverged"
+
+
+class RunStopped(TrainError):
+    code = "training_stopped"
 
 
 class NotServable(TrainError):

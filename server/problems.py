@@ -55,6 +55,7 @@ STATUS: dict[type[Exception], int] = {
     artifact.DataError: 400,
     artifact.WouldNotFit: 422,
     artifact.Diverged: 422,
+    artifact.RunStopped: 409,
     artifact.NotServable: 422,
 }
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -32,7 +32,7 @@ Base fingerprint, quantisation, chat template hash, data hash, configuration and
 """
 
 
-def write_card(config: TrainConfig, verdict: Verdict, path: Path) -> None:
+def write_card(config: TrainConfig, verdict: Verdict, steps: int, path: Path) -> None:
     base = config.model.model_name_or_path.resolve().name
     header = {"library_name": "peft", "tags": ["lora", "loraplex"], "base_model": base}
     text = CARD.format(
@@ -42,7 +42,7 @@ def write_card(config: TrainConfig, verdict: Verdict, path: Path) -> None:
         rank=config.peft.r,
         alpha=config.peft.lora_alpha,
         base=base,
-        steps=config.training.max_steps,
+        steps=steps,
         held_out_base=verdict.held_out_base,
         held_out_adapter=verdict.held_out_adapter,
         answers=_answers(verdict),

@@ -10,19 +10,20 @@ from types import ModuleType
 from rich.console import Console
 from rich.markup import escape
 
-from adapters.errors import AdapterError, ConfigError, DataError, Diverged, NotServable, WouldNotFit
-from adapters.train.verbs import estimate, run
+from adapters.errors import AdapterError, ConfigError, DataError, Diverged, NotServable, RunStopped, WouldNotFit
+from adapters.train.verbs import estimate, resume, run
 
-VERBS: Mapping[str, ModuleType] = {"estimate": estimate, "run": run}
+VERBS: Mapping[str, ModuleType] = {"estimate": estimate, "run": run, "resume": resume}
 EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
     (ConfigError, 2, "configuration or command line"),
     (DataError, 3, "data"),
     (WouldNotFit, 4, "would not fit in memory"),
     (Diverged, 5, "training diverged"),
     (NotServable, 6, "trained, but not servable"),
+    (RunStopped, 7, "stopped by SIGTERM or Ctrl-C, with a checkpoint to go on from"),
 )
 FAILED, STOPPED = 1, 130
-EPILOG = "Exit codes: 0 done, 1 failed, {}, 130 stopped."
+EPILOG = "Exit codes: 0 done, 1 failed, {}, 130 stopped at once."
 
 
 def main(argv: Sequence[str]) -> int:

@@ -41,12 +41,22 @@ Watch = Callable[[Step, int], None]
 """Told of every step when it is done, and how many there are in all. What it raises ends the run there."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    step: int
+    held_out_loss: float
+    """Of the adapter, in nats per trained token; at step 0 of the base."""
+
+
 class Journal:
+    """Goes on behind what the log holds already: the steps of a run before it was interrupted."""
+
     def __init__(self, directory: Path, name: str, total_steps: int, watch: Watch | None = None) -> None:
-        self.steps: list[Step] = []
+        self.steps, self.evaluations = read_log(directory / LOG)
+        self._begun_with = len(self.steps)
         self._watch = watch
         self._total_steps = total_steps
-        self._file = (directory / LOG).open("w", encoding="utf-8")
+        self._file = (directory / LOG).open("a", encoding="utf-8")
         self._progress = Progress(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
@@ -58,7 +68,9 @@ class Journal:
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
         )
-        self._task = self._progress.add_task(f"training {name}", total=total_steps, figures="")
+        self._task = self._progress.add_task(
+            f"training {name}", total=total_steps, figures="", completed=len(self.steps)
+        )
 
     def __enter__(self) -> Journal:
         self._progress.start()
@@ -72,15 +84,31 @@ class Journal:
 
     def record(self, step: Step) -> None:
         self.steps.append(step)
-        self._file.write(json.dumps(asdict(step)) + "\n")
-        self._file.flush()
-        rate = sum(s.tokens for s in self.steps) / sum(s.seconds for s in self.steps)
+        self._write(step)
+        fresh = self.steps[self._begun_with :]
+        rate = sum(s.tokens for s in fresh) / sum(s.seconds for s in fresh)
         self._progress.update(self._task, advance=1, figures=f"loss {step.loss:.3f} · {rate:.0f} tokens/s")
         if self._watch is not None:
             self._watch(step, self._total_steps)
 
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.evaluations.append(evaluation)
+        self._write(evaluation)
 
-def draw_curve(steps: Sequence[Step], held_out: float, held_out_base: float, path: Path) -> None:
+    def _write(self, line: Step | Evaluation) -> None:
+        self._file.write(json.dumps(asdict(line)) + "\n")
+        self._file.flush()
+
+
+def read_log(path: Path) -> tuple[list[Step], list[Evaluation]]:
+    """Empty where there is none."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    steps = [Step(**row) for row in rows if "loss" in row]
+    return steps, [Evaluation(**row) for row in rows if "held_out_loss" in row]
+
+
+def draw_curve(steps: Sequence[Step], evaluations: Sequence[Evaluation], held_out: float, path: Path) -> None:
+    """`evaluations`: the first is the base's. `held_out`: of the weights that are saved."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -88,8 +116,10 @@ def draw_curve(steps: Sequence[Step], held_out: float, held_out_base: float, pat
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per trained token)")
     axes.plot([s.step for s in steps], [s.loss for s in steps], label="training")
-    axes.axhline(held_out_base, linestyle=":", color="grey", label=f"held out, base {held_out_base:.2f}")
-    axes.axhline(held_out, linestyle="--", color="green", label=f"held out, adapter {held_out:.2f}")
+    base, *looks = evaluations
+    axes.plot([e.step for e in looks], [e.held_out_loss for e in looks], "o-", color="green", label="held out")
+    axes.axhline(base.held_out_loss, linestyle=":", color="grey", label=f"held out, base {base.held_out_loss:.2f}")
+    axes.axhline(held_out, linestyle="--", color="green", label=f"held out, as saved {held_out:.2f}")
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path, dpi=110)

@@ -14,20 +14,31 @@ from typing import Any
 import torch
 
 from adapters.errors import Diverged
+from adapters.train.between_steps import BetweenSteps
 from adapters.train.journal import Journal, Step
 from adapters.train.labels import IGNORED, Example
 from adapters.train.model import Batch, collate, loss_sum, trainable
+from adapters.train.schedule import learning_rate
 from adapters.train.sections import TrainingSection
+from adapters.train.state import TrainingState
 
 
-def run_steps(model: Any, examples: Sequence[Example], pad: int, section: TrainingSection, journal: Journal) -> None:
-    parameters = trainable(model)
-    optimizer = torch.optim.AdamW(parameters, lr=section.learning_rate, weight_decay=section.weight_decay)
-    batches = batches_forever(examples, section, pad)
+def run_steps(
+    state: TrainingState,
+    examples: Sequence[Example],
+    pad: int,
+    section: TrainingSection,
+    journal: Journal,
+    between: BetweenSteps,
+) -> None:
+    """From the step that `state` is at until that is enough."""
+    model, optimizer, parameters = state.model, state.optimizer, trainable(state.model)
+    batches = batches_forever(examples, section, pad, skip=state.step * section.gradient_accumulation_steps)
     model.train()
-    for number in range(1, section.max_steps + 1):
+    while not between.ended:
         begun = time.perf_counter()
-        rate = learning_rate(number, section)
+        number = state.step + 1
+        rate = learning_rate(number, section, state.total)
         for group in optimizer.param_groups:
             group["lr"] = rate
         step_batches = [next(batches) for _ in range(section.gradient_accumulation_steps)]
@@ -40,8 +51,10 @@ def run_steps(model: Any, examples: Sequence[Example], pad: int, section: Traini
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        state.step = number
         tokens = sum(batch.tokens for batch in step_batches)
         journal.record(Step(number, loss, norm, rate, tokens, time.perf_counter() - begun))
+        between.after_step()
 
 
 def backward(model: Any, batches: Sequence[Batch]) -> float:
@@ -55,19 +68,18 @@ def backward(model: Any, batches: Sequence[Batch]) -> float:
     return total
 
 
-def batches_forever(examples: Sequence[Example], section: TrainingSection, pad: int) -> Iterator[Batch]:
-    """Epoch after epoch, each in a seeded order of its own."""
+def batches_forever(
+    examples: Sequence[Example], section: TrainingSection, pad: int, *, skip: int = 0
+) -> Iterator[Batch]:
+    """Epoch after epoch, each in a seeded order of its own; the first `skip` batches are passed over."""
     order, shuffler = list(examples), random.Random(section.seed)
     size = section.per_device_train_batch_size
+    starts = range(0, len(order), size)
+    for _ in range(skip // len(starts)):
+        shuffler.shuffle(order)
+    skip %= len(starts)
     while True:
         shuffler.shuffle(order)
-        for start in range(0, len(order), size):
+        for start in starts[skip:]:
             yield collate(order[start : start + size], pad)
-
-
-def learning_rate(step: int, section: TrainingSection) -> float:
-    """Linear up over `warmup_steps`, then a cosine down to a tenth at the last step."""
-    if step <= section.warmup_steps:
-        return section.learning_rate * step / section.warmup_steps
-    part = (step - section.warmup_steps) / max(1, section.max_steps - section.warmup_steps)
-    return section.learning_rate * (0.55 + 0.45 * math.cos(math.pi * part))
+        skip = 0

@@ -99,6 +99,11 @@ def attach_lora(model: Any, section: PeftSection) -> Any:
     return get_peft_model(model, lora)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Keep each layer's input only and compute the layer again in the backward pass."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def trainable(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 

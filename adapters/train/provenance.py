@@ -22,7 +22,9 @@ PROVENANCE = "loraplex.json"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def write_provenance(config: TrainConfig, split: Split, tokenizer: Any, verdict: Verdict, path: Path) -> None:
+def write_provenance(
+    config: TrainConfig, split: Split, tokenizer: Any, verdict: Verdict, steps: int, path: Path
+) -> None:
     quantization = config.quantization
     record = {
         "base_fingerprint": BaseModel.read(config.model.model_name_or_path).fingerprint,
@@ -31,7 +33,7 @@ def write_provenance(config: TrainConfig, split: Split, tokenizer: Any, verdict:
         "lineage": {
             "seed": config.training.seed,
             "dtype": str(compute_dtype(config.model)).removeprefix("torch."),
-            "steps": config.training.max_steps,
+            "steps": steps,
             "data_sha256": digest_of([*split.train, *split.held_out]),
             "train_rows": len(split.train),
             "held_out_rows": len(split.held_out),

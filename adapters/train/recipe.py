@@ -5,7 +5,8 @@ The result is a PEFT directory that appears whole or not at all. It knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,29 @@ import torch
 
 from adapters.staging import staged
 from adapters.train import model as models
+from adapters.train.between_steps import BetweenSteps
 from adapters.train.card import write_card
 from adapters.train.config import TrainConfig
 from adapters.train.data import Split, read_conversations, split_by_hash
 from adapters.train.evaluate import Verdict, answers, held_out_loss
-from adapters.train.journal import CURVE, Journal, Step, Watch, draw_curve
+from adapters.train.identity import identity
+from adapters.train.journal import CURVE, LOG, Evaluation, Journal, Step, Watch, draw_curve
 from adapters.train.labels import Example, encode_all
 from adapters.train.loop import run_steps
+from adapters.train.optimizers import make_optimizer
 from adapters.train.provenance import PROVENANCE, write_provenance
+from adapters.train.run_directory import RunDirectory, opened
+from adapters.train.schedule import total_steps
+from adapters.train.state import TrainingState
+from adapters.train.stop import StopRequest, listening
+
+
+@dataclass(frozen=True)
+class Material:
+    tokenizer: Any
+    split: Split
+    examples: list[Example]
+    held_out: list[Example]
 
 
 @dataclass(frozen=True)
@@ -43,14 +59,20 @@ class Trained:
     duplicates: int
 
 
-def train(config: TrainConfig, watch: Watch | None = None) -> Trained:
-    setup = set_up(config)
-    with staged(config.output.output_dir) as directory:
+def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | None = None) -> Trained:
+    """`stop`: set its `by` from elsewhere to have a checkpoint made and RunStopped raised."""
+    material = read_material(config)
+    with opened(config, identity(config, material.examples, material.held_out)) as run:
+        setup = load(config, material)
+        state = begin(setup, config, run)
         before = answers(setup.model, setup.tokenizer, config.eval, base=True)
-        with Journal(directory, config.output.name, config.training.max_steps, watch) as journal:
-            run_steps(setup.model, setup.examples, setup.tokenizer.pad_token_id, config.training, journal)
-        verdict = judge(setup, config, before)
-        save(setup, config, journal.steps, verdict, directory)
+        with Journal(run.path, config.output.name, state.total, watch) as journal:
+            learn(setup, config, state, run, journal, stop or StopRequest())
+        verdict = judge(setup, config, state, before)
+        with staged(config.output.output_dir) as directory:
+            shutil.copyfile(run.path / LOG, directory / LOG)
+            save(setup, config, state, journal, verdict, directory)
+        run.remove()
     truncated = sum(example.truncated for example in setup.examples + setup.held_out)
     return Trained(
         directory=config.output.output_dir,
@@ -63,30 +85,74 @@ def train(config: TrainConfig, watch: Watch | None = None) -> Trained:
 
 
 def set_up(config: TrainConfig) -> Setup:
+    return load(config, read_material(config))
+
+
+def read_material(config: TrainConfig) -> Material:
     """Everything that can be wrong with the data is found before the base is loaded."""
     split = split_by_hash(read_conversations(config.data.train), config.data.eval_split)
     tokenizer = models.load_tokenizer(config.model)
     examples = encode_all(split.train, tokenizer, config.data.max_length)
     held_out = encode_all(split.held_out, tokenizer, config.data.max_length)
+    return Material(tokenizer, split, examples, held_out)
+
+
+def load(config: TrainConfig, material: Material) -> Setup:
     base = models.load_base(config.model, config.quantization)
     torch.manual_seed(config.training.seed)
-    return Setup(tokenizer, models.attach_lora(base, config.peft), split, examples, held_out)
+    model = models.attach_lora(base, config.peft)
+    if config.training.gradient_checkpointing:
+        models.checkpoint_activations(model)
+    return Setup(material.tokenizer, model, material.split, material.examples, material.held_out)
 
 
-def judge(setup: Setup, config: TrainConfig, before: list[str]) -> Verdict:
+def begin(setup: Setup, config: TrainConfig, run: RunDirectory) -> TrainingState:
+    """At step 0, or where the run's last checkpoint was made."""
+    section = config.training
+    optimizer = make_optimizer(models.trainable(setup.model), section, quantized=config.quantization.load_in_4bit)
+    total = total_steps(section, math.ceil(len(setup.examples) / section.per_device_train_batch_size))
+    state = TrainingState(setup.model, optimizer, total)
+    if run.checkpoint is not None:
+        state.read(run.checkpoint)
+    return state
+
+
+def learn(
+    setup: Setup, config: TrainConfig, state: TrainingState, run: RunDirectory, journal: Journal, stop: StopRequest
+) -> None:
+    """Steps, with what happens between them; at the end the model has its best weights."""
     pad, size = setup.tokenizer.pad_token_id, config.training.per_device_train_batch_size
+
+    def evaluate() -> float:
+        return held_out_loss(setup.model, setup.held_out, pad, size)
+
+    if not journal.evaluations:
+        state.base_loss = held_out_loss(setup.model, setup.held_out, pad, size, base=True)
+        journal.evaluated(Evaluation(0, state.base_loss))
+    between = BetweenSteps(config, state, journal, evaluate, lambda: run.save(state, config), stop)
+    with listening(stop):
+        run_steps(state, setup.examples, pad, config.training, journal, between)
+    if state.best_weights:
+        state.take_best()
+    else:
+        state.weigh(evaluate())
+
+
+def judge(setup: Setup, config: TrainConfig, state: TrainingState, before: list[str]) -> Verdict:
     return Verdict(
-        held_out_base=held_out_loss(setup.model, setup.held_out, pad, size, base=True),
-        held_out_adapter=held_out_loss(setup.model, setup.held_out, pad, size),
+        held_out_base=state.base_loss,
+        held_out_adapter=state.best_loss,
         prompts=config.eval.prompts,
         before=tuple(before),
         after=tuple(answers(setup.model, setup.tokenizer, config.eval)),
     )
 
 
-def save(setup: Setup, config: TrainConfig, steps: Sequence[Step], verdict: Verdict, directory: Path) -> None:
+def save(
+    setup: Setup, config: TrainConfig, state: TrainingState, journal: Journal, verdict: Verdict, directory: Path
+) -> None:
     setup.model.peft_config["default"].base_model_name_or_path = config.model.model_name_or_path.resolve().name
     setup.model.save_pretrained(directory, save_embedding_layers=False)  # `auto` would ask a model hub
-    draw_curve(steps, verdict.held_out_adapter, verdict.held_out_base, directory / CURVE)
-    write_provenance(config, setup.split, setup.tokenizer, verdict, directory / PROVENANCE)
-    write_card(config, verdict, directory / "README.md")
+    draw_curve(journal.steps, journal.evaluations, verdict.held_out_adapter, directory / CURVE)
+    write_provenance(config, setup.split, setup.tokenizer, verdict, state.best_step, directory / PROVENANCE)
+    write_card(config, verdict, state.best_step, directory / "README.md")

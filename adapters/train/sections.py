@@ -66,18 +66,33 @@ class DataSection(Section):
 
 
 class TrainingSection(Section):
-    max_steps: int = Field(ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; counts instead of `num_train_epochs` where it is given."""
+    num_train_epochs: float = Field(default=3, gt=0)
+    """Passes over the training data."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=2e-4, gt=0)
-    warmup_steps: int = Field(default=3, ge=0)
-    """Linear warm-up, then a cosine down to a tenth of the learning rate."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up; a cosine and a line end at a tenth of the learning rate."""
+    warmup_steps: float = Field(default=3, ge=0)
+    """Linear warm-up; below 1 it is a share of the run, as 0.03."""
+    optim: Literal["auto", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"] = "auto"
+    """`auto` is adamw_torch, on a GPU with a 4-bit base paged_adamw_8bit. 8 bits save three quarters of the optimizer's
+    memory, which is little beside a LoRA, and cost a CPU several times its time. Lion wants a tenth of the rate."""
+    gradient_checkpointing: bool = False
+    """Computes each layer twice and keeps its activations once: about a quarter slower, far less memory."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     seed: int = 42
 
 
 class EvalSection(Section):
+    eval_steps: Literal["auto", "never"] | Annotated[int, Field(ge=1)] = "auto"
+    """Steps between two looks at the held-out loss, during training. `auto` looks 4 to 20 times. The weights with the
+    lowest loss are what is saved."""
+    early_stopping_patience: int | None = Field(default=3, ge=1)
+    """Stop after so many looks in a row that found no lower loss; null never does."""
     prompts: tuple[str, ...] = ()
     """Asked before and after training, greedily; keep them out of the data."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -90,3 +105,9 @@ class OutputSection(Section):
     max_lora_rank: int = Field(default=16, ge=1)
     """The largest rank the server takes (its `max_lora_rank`); the finished adapter is checked against it."""
     description: str = ""
+    save_steps: Literal["auto", "never"] | Annotated[int, Field(ge=1)] = "auto"
+    """Steps between two checkpoints. `auto` makes 4 to 20."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints kept while the run goes on; when it has ended well they are removed."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the last whole checkpoint of an earlier, unfinished run; `never` starts anew."""

@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, console: Console) -> None:
-    config = configuration.configuration(arguments)
+    train_and_hand_over(configuration.configuration(arguments), arguments, console)
+
+
+def train_and_hand_over(config: TrainConfig, arguments: argparse.Namespace, console: Console) -> None:
     expected = forecast(config)
     require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
     begun = time.monotonic()

@@ -7,9 +7,7 @@ import pytest
 from adapters.base import BaseModel
 from adapters.train.config import TrainConfig, load_config
 from adapters.train.journal import Step
-from adapters.train.loop import learning_rate
 from adapters.train.recipe import train
-from adapters.train.sections import TrainingSection
 from adapters.validate import validate
 
 
@@ -44,9 +42,13 @@ def test_nothing_it_writes_names_a_directory_of_this_machine(trained: Any, small
         assert str(small_base.parent) not in (trained.directory / name).read_text()
 
 
-def test_the_log_has_a_line_a_step(trained: Any) -> None:
+def test_the_log_has_a_line_a_step_and_a_line_a_look_at_the_held_out_loss(trained: Any) -> None:
     lines = [json.loads(line) for line in (trained.directory / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    looks = {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+    assert list(looks) == [0, 1, 2, 3, 4]
+    assert looks[0] == trained.verdict.held_out_base
+    assert min(looks.values()) == trained.verdict.held_out_adapter
 
 
 def test_who_watches_hears_of_every_step_and_can_end_the_run(config: TrainConfig) -> None:
@@ -64,14 +66,6 @@ def test_who_watches_hears_of_every_step_and_can_end_the_run(config: TrainConfig
         train(config, watch)
     assert heard == [(1, 4), (2, 4)]
     assert not config.output.output_dir.exists()
-
-
-def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
-    section = TrainingSection(max_steps=10, learning_rate=1.0, warmup_steps=2)
-    rates = [learning_rate(step, section) for step in range(1, 11)]
-    assert rates[:2] == [0.5, 1.0]
-    assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1)
 
 
 def test_three_steps_on_the_demo_base_change_what_peft_loads(demo_base: Path, tmp_path: Path) -> None:
