@@ -12,10 +12,11 @@ One module a defect or a slow path, each of which says what is wrong and names w
     compiled          with LoRA the model is never compiled; and between a layer and its product lie ten calls
     norm_kernels      RMSNorm is computed in eight operators
     step_threads      all threads wait for each other after every operator, however small
+    orphans           an engine whose server was killed lives on, on every platform
 
 `patches` holds the machinery: every replaced name must exist with the signature that was read, else vLLM does not
-start. On a platform that is not a CPU nothing happens. `LORAPLEX_PLUGIN=fixes` leaves out what only makes it faster,
-`LORAPLEX_PLUGIN=off` disables all of it, to see vLLM as it comes; never serve like that.
+start. On a platform that is not a CPU nothing is replaced. `LORAPLEX_PLUGIN=fixes` leaves out what only makes it
+faster, `LORAPLEX_PLUGIN=off` disables all of it, to see vLLM as it comes; never serve like that.
 
 vLLM logs and survives a plugin that fails to *import*, so nothing is imported here before `register` runs, and
 `is_active` lets the server see that the fixes are in (VLLM_PLUGINS may have left this plugin out).
@@ -35,6 +36,10 @@ SWITCH = "LORAPLEX_PLUGIN"
 
 def register() -> None:
     """Apply every fix that this platform needs. Called by vLLM, maybe more than once in a process."""
+    if _switch() != "off":
+        from server.vllm_plugin.orphans import end_with_parent
+
+        end_with_parent()
     if needed():
         _apply_once()
 

@@ -147,7 +147,9 @@ def test_a_mutant_with_checksums_is_the_original_or_nothing(besieged: Shop) -> N
     besieged.ingest.forget("original", original.number, with_aliases=True)
 
 
-@pytest.mark.parametrize("text", ["\0", "\uffff", "😀", "'; DROP TABLE adapters; --", 10**4000], ids=lambda text: ascii(text)[:24])
+@pytest.mark.parametrize(
+    "text", ["\0", "\uffff", "😀", "'; DROP TABLE adapters; --", 10**4000], ids=lambda text: ascii(text)[:24]
+)
 def test_texts_that_a_database_might_choke_on(
     tmp_path: Path, tiny_base: BaseModel, postgres: Callable[[], str], text: object
 ) -> None:

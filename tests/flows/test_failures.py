@@ -120,6 +120,18 @@ def engine_process(live: Live) -> psutil.Process:
     )
 
 
+def test_a_killed_server_takes_its_engine_with_it(base: BaseModel, tmp_path: Path) -> None:
+    """SIGKILL to the one process, as the kernel does when memory is short; a new server finds its memory free."""
+    flags = ["--model", str(base.path), "--data-dir", str(tmp_path / "data"), "--kv-cache-memory-bytes", "300000000"]
+    with launch(flags, tmp_path / "server.log") as server:
+        server.wait_ready()
+        engine = engine_process(Live(server, base))
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        _, alive = psutil.wait_procs([engine], timeout=20)
+    assert not alive
+
+
 def test_sigterm_ends_every_process(base: BaseModel, fragile: Live) -> None:
     tree = psutil.Process(fragile.server.process.pid).children(recursive=True)
     assert tree
