@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from adapters.errors import RunStopped
 from adapters.train.config import TrainConfig
+from adapters.train.evaluate import Losses
 from adapters.train.journal import Evaluation, Journal
 from adapters.train.schedule import due
 from adapters.train.state import TrainingState
@@ -21,8 +22,8 @@ class BetweenSteps:
     config: TrainConfig
     state: TrainingState
     journal: Journal
-    evaluate: Callable[[], float]
-    """Held-out loss of the weights as they are."""
+    evaluate: Callable[[], Losses]
+    """Of the weights as they are."""
     save: Callable[[], None]
     """Make a checkpoint."""
     stop: StopRequest
@@ -36,9 +37,9 @@ class BetweenSteps:
         """Raises RunStopped when somebody asked to stop; a checkpoint has been made then."""
         step, total = self.state.step, self.state.total
         if due(step, self.config.eval.eval_steps, total):
-            loss = self.evaluate()
-            self.state.weigh(loss)
-            self.journal.evaluated(Evaluation(step, loss))
+            found = self.evaluate()
+            self.state.weigh(found.held_out)
+            self.journal.evaluated(Evaluation(step, found.held_out, found.general))
         if self.stop.by or due(step, self.config.output.save_steps, total):
             self.save()
         if self.stop.by and not self.ended:

@@ -24,7 +24,7 @@ A LoRA adapter (rank {rank}, alpha {alpha}) for `{base}`, trained for {steps} st
 | base | {held_out_base:.3f} |
 | adapter | {held_out_adapter:.3f} |
 
-![loss over the steps](loss.png)
+{general}![loss over the steps](loss.png)
 
 {answers}
 Base fingerprint, quantisation, chat template hash, data hash, configuration and library versions are in
@@ -45,9 +45,21 @@ def write_card(config: TrainConfig, verdict: Verdict, steps: int, path: Path) ->
         steps=steps,
         held_out_base=verdict.held_out_base,
         held_out_adapter=verdict.held_out_adapter,
+        general=_general(verdict),
         answers=_answers(verdict),
     )
     path.write_text(text, encoding="utf-8")
+
+
+def _general(verdict: Verdict) -> str:
+    """What was forgotten, where it was measured."""
+    if verdict.forgotten is None:
+        return ""
+    return (
+        "| loss on general data that it was not trained for | |\n|---|---|\n"
+        f"| base | {verdict.general_base:.3f} |\n| adapter | {verdict.general_adapter:.3f} |\n"
+        f"| forgotten | {verdict.forgotten:+.3f} |\n\n"
+    )
 
 
 def _answers(verdict: Verdict) -> str:

@@ -7,15 +7,16 @@ machine that could not train it. The keys themselves stand in `sections.py`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from adapters.errors import ConfigError
 from adapters.train.sections import (
+    DataFile,
     DataSection,
     EvalSection,
     ModelSection,
@@ -39,9 +40,8 @@ class TrainConfig(Section):
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read, override, check; raises ConfigError with one line for each thing that is wrong."""
-    config = _checked(_read_yaml(path), overrides, str(path))
-    files = tuple(path.parent / file for file in config.data.train)
-    return config.model_copy(update={"data": config.data.model_copy(update={"train": files})})
+    placed: TrainConfig = with_files(_checked(_read_yaml(path), overrides, str(path)), path.parent.joinpath)
+    return placed
 
 
 def config_of_model(model: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -58,6 +58,19 @@ def _checked(values: dict[str, Any], overrides: Sequence[str], source: str) -> T
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(error))) from None
+
+
+def with_files(value: Any, where: Callable[[Path], Path]) -> Any:
+    """The same section, the path of every data file in it put through `where`."""
+    if isinstance(value, DataFile):
+        return value.model_copy(update={"path": where(value.path)})
+    if isinstance(value, tuple):
+        return tuple(with_files(part, where) for part in value)
+    if isinstance(value, Section):
+        parts = {name: getattr(value, name) for name in type(value).model_fields}
+        moved = {name: with_files(part, where) for name, part in parts.items()}
+        return value.model_copy(update={name: part for name, part in moved.items() if part != parts[name]})
+    return value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -99,5 +112,6 @@ def _explain(error: ValidationError) -> Iterator[str]:
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")

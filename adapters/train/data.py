@@ -1,7 +1,6 @@
-"""Training data: JSONL files → conversations, each with its place, split by content.
+"""Conversations, each with its place in a file, known by their content: copies, near copies, and a split by hash.
 
-A line is `{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}`. It knows
-nothing of tokenizers; labels.py turns a conversation into tokens.
+It knows nothing of files (reading.py) and of tokenizers (labels.py).
 """
 
 from __future__ import annotations
@@ -9,15 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 from adapters.errors import DataError
-
-ROLES = ("system", "user", "assistant")
-Message = Mapping[str, str]
+from adapters.train.formats import RAW_ROLES, Message
 
 
 @dataclass(frozen=True)
@@ -25,75 +22,69 @@ class Conversation:
     messages: tuple[Message, ...]
     place: str
     """`file:line`, for error messages."""
+    weight: float = 1.0
+    """How often an epoch sees it."""
 
     @property
+    def raw(self) -> bool:
+        """A prompt and its completion, or a text: no chat template is put around it."""
+        return self.messages[0]["role"] in RAW_ROLES
+
+    @cached_property
     def digest(self) -> str:
         """Of the content only: the same conversation twice has one digest."""
         return hashlib.sha256(json.dumps(self.messages, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def gist(self) -> str:
+        """Digest of the words alone: near copies, which differ in case, spaces or punctuation, have one gist."""
+        words = unicodedata.normalize("NFKC", "\n".join(message["content"] for message in self.messages)).casefold()
+        letters = "".join(character for character in words if character.isalnum())
+        return hashlib.sha256((letters or words).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Split:
     train: tuple[Conversation, ...]
     held_out: tuple[Conversation, ...]
-    duplicates: int
-    """Conversations that occurred before; they were left out."""
+    copies: tuple[str, ...] = ()
+    """`file:line is file:line again`, of conversations that occurred before; they were left out."""
+
+    @property
+    def duplicates(self) -> int:
+        return len(self.copies)
 
 
-def read_conversations(paths: Sequence[Path]) -> tuple[Conversation, ...]:
-    found = tuple(conversation for path in paths for conversation in _read_file(path))
-    if not found:
-        raise DataError(f"{', '.join(map(str, paths))}: no conversation found; one JSON object a line is expected")
-    return found
+def without_copies(conversations: Iterable[Conversation]) -> tuple[tuple[Conversation, ...], tuple[str, ...]]:
+    """The first of each, and a line for every other."""
+    first: dict[str, Conversation] = {}
+    copies = []
+    for conversation in conversations:
+        original = first.setdefault(conversation.digest, conversation)
+        if original is not conversation:
+            copies.append(f"{conversation.place} is {original.place} again")
+    return tuple(first.values()), tuple(copies)
 
 
 def split_by_hash(conversations: Sequence[Conversation], share: float) -> Split:
-    """Hold out the `share` with the lowest digests: stable under reordering, and a copy can never leak across."""
-    unique = {conversation.digest: conversation for conversation in conversations}
-    if len(unique) < 2:
+    """Hold out the `share` with the lowest digests: stable under reordering, and no copy or near copy leaks across."""
+    unique, copies = without_copies(conversations)
+    ranked = sorted(unique, key=lambda conversation: conversation.digest)
+    groups: dict[str, list[Conversation]] = {}
+    for conversation in ranked:
+        groups.setdefault(conversation.gist, []).append(conversation)
+    if len(groups) < 2:
         raise DataError(f"{conversations[0].place}: 2 different conversations are needed to hold one out, got 1")
-    ranked = [unique[digest] for digest in sorted(unique)]
-    count = min(max(1, math.ceil(share * len(ranked))), len(ranked) - 1)
-    return Split(tuple(ranked[count:]), tuple(ranked[:count]), len(conversations) - len(unique))
+    wanted = max(1, math.ceil(share * len(ranked)))
+    held_out: list[Conversation] = []
+    for group in list(groups.values())[:-1]:
+        if len(held_out) < wanted:
+            held_out += group
+    kept_back = {conversation.digest for conversation in held_out}
+    train = tuple(conversation for conversation in ranked if conversation.digest not in kept_back)
+    return Split(train, tuple(held_out), copies)
 
 
-def digest_of(conversations: Sequence[Conversation]) -> str:
+def digest_of(conversations: Iterable[Conversation]) -> str:
     """Identity of a data set: independent of the order of its rows and of its file names."""
     return hashlib.sha256("\n".join(sorted(c.digest for c in conversations)).encode()).hexdigest()
-
-
-def _read_file(path: Path) -> Iterator[Conversation]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            place = f"{path}:{number}"
-            yield Conversation(_read_line(line, place), place)
-
-
-def _read_line(line: str, place: str) -> tuple[Message, ...]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not valid JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise DataError(f'{place}:messages: expected {{"messages": [...]}}, got {line[:60]}')
-    messages = tuple(_read_message(m, f"{place}:messages[{i}]") for i, m in enumerate(row["messages"]))
-    if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(f"{place}:messages: no message of the assistant, so there is nothing to learn")
-    return messages
-
-
-def _read_message(message: Any, field: str) -> Message:
-    if not isinstance(message, dict):
-        raise DataError(f"{field}: expected an object with role and content, got {message!r}")
-    if unknown := set(message) - {"role", "content"}:
-        raise DataError(f"{field}.{min(unknown)}: unknown key; expected role and content only")
-    if message.get("role") not in ROLES:
-        raise DataError(f"{field}.role: expected one of {', '.join(ROLES)}, got {message.get('role')!r}")
-    content = message.get("content")
-    if not isinstance(content, str) or not content.strip():
-        raise DataError(f"{field}.content: expected text that is not empty, got {content!r}")
-    return {"role": message["role"], "content": content}

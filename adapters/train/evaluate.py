@@ -24,6 +24,25 @@ class Verdict:
     prompts: tuple[str, ...]
     before: tuple[str, ...]
     after: tuple[str, ...]
+    general_base: float | None = None
+    """Loss on the general set; None where there is none."""
+    general_adapter: float | None = None
+
+    @property
+    def forgotten(self) -> float | None:
+        """Nats per token that general data cost more with the adapter than without; below zero nothing was lost."""
+        if self.general_base is None or self.general_adapter is None:
+            return None
+        return self.general_adapter - self.general_base
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Nats per trained token."""
+
+    held_out: float
+    general: float | None
+    """On data that the run is not about; None where there is none."""
 
 
 @contextmanager
@@ -34,6 +53,15 @@ def _evaluating(model: Any, *, base: bool) -> Iterator[None]:
             yield
     finally:
         model.train()
+
+
+def losses(
+    model: Any, held_out: Sequence[Example], general: Sequence[Example], pad: int, size: int, *, base: bool = False
+) -> Losses:
+    return Losses(
+        held_out_loss(model, held_out, pad, size, base=base),
+        held_out_loss(model, general, pad, size, base=base) if general else None,
+    )
 
 
 def held_out_loss(model: Any, examples: Sequence[Example], pad: int, size: int, *, base: bool = False) -> float:

@@ -9,12 +9,14 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from adapters.base import BaseModel
-from adapters.train.config import TrainConfig
+from adapters.train.config import TrainConfig, with_files
 from adapters.train.labels import Example
 from adapters.train.model import compute_dtype
+from adapters.train.prepare import Prepared
 
 FREE: Mapping[str, Any] = {
     "model": {"model_name_or_path"},
@@ -24,13 +26,15 @@ FREE: Mapping[str, Any] = {
 }
 
 
-def identity(config: TrainConfig, examples: Iterable[Example], held_out: Iterable[Example]) -> dict[str, str]:
-    values = config.model_dump(mode="json", exclude=dict(FREE))
+def identity(config: TrainConfig, data: Prepared) -> dict[str, str]:
+    anywhere: TrainConfig = with_files(config, lambda file: Path("anywhere"))
+    values = anywhere.model_dump(mode="json", exclude=dict(FREE))
     return _flat(values) | {
         "base": BaseModel.read(config.model.model_name_or_path).fingerprint,
         "dtype": str(compute_dtype(config.model)),
-        "training data": _digest(examples),
-        "held-out data": _digest(held_out),
+        "training data": _digest(data.epoch),
+        "held-out data": _digest(data.held_out),
+        "general data": _digest(data.general),
     }
 
 

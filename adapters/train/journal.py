@@ -46,6 +46,8 @@ class Evaluation:
     step: int
     held_out_loss: float
     """Of the adapter, in nats per trained token; at step 0 of the base."""
+    general_loss: float | None = None
+    """The same on general data: what it rises by is what was forgotten."""
 
 
 class Journal:
@@ -118,6 +120,9 @@ def draw_curve(steps: Sequence[Step], evaluations: Sequence[Evaluation], held_ou
     axes.plot([s.step for s in steps], [s.loss for s in steps], label="training")
     base, *looks = evaluations
     axes.plot([e.step for e in looks], [e.held_out_loss for e in looks], "o-", color="green", label="held out")
+    general = [(e.step, e.general_loss) for e in evaluations if e.general_loss is not None]
+    if general:
+        axes.plot(*zip(*general, strict=True), "s-", color="orange", label="general data")
     axes.axhline(base.held_out_loss, linestyle=":", color="grey", label=f"held out, base {base.held_out_loss:.2f}")
     axes.axhline(held_out, linestyle="--", color="green", label=f"held out, as saved {held_out:.2f}")
     axes.set_ylim(bottom=0)

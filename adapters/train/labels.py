@@ -1,16 +1,18 @@
 """One conversation → token ids and labels, through the chat template that serving will use.
 
-Only the assistant's words are trained, each turn including the end-of-turn token, so that the model learns to stop.
-Spans come from rendering the conversation turn by turn, never from looking for token ids: where pad equals eos (as
-here) a mask by id hides every end of turn, and most templates cannot mark the assistant's words themselves.
+Of a conversation the assistant's words are trained, each turn including the end-of-turn token, so that the model learns
+to stop. Spans come from rendering the conversation turn by turn, never from looking for token ids: where pad equals eos
+(as here) a mask by id hides every end of turn, and most templates cannot mark the assistant's words themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from jinja2.exceptions import TemplateError
 
 from adapters.errors import DataError
 from adapters.train.data import Conversation
@@ -18,49 +20,119 @@ from adapters.train.data import Conversation
 IGNORED = -100
 """The label of a token that is read but not learnt; torch's cross-entropy skips it."""
 
+TrainOn = Literal["assistant", "last", "all"]
+
 
 @dataclass(frozen=True)
 class Example:
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     truncated: bool
+    place: str = ""
+    """`file:line` of what it was made of."""
+    whole: int = 0
+    """Tokens before it was cut."""
+    ends: tuple[int, ...] = ()
+    """Where a trained token ends a turn or a text."""
+    weight: float = 1.0
+    """How often an epoch sees it."""
+    parts: tuple[int, ...] = ()
+    """Lengths of the examples that were packed into it; empty where it is one."""
 
     @property
     def trained_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
 
 
-def encode_all(conversations: Sequence[Conversation], tokenizer: Any, max_length: int) -> list[Example]:
-    return [encode(conversation, tokenizer, max_length) for conversation in conversations]
+@dataclass(frozen=True)
+class Segment:
+    ids: Sequence[int]
+    trained: bool
+    closes: bool = False
+    """Its last token ends a turn, or the text."""
 
 
-def encode(conversation: Conversation, tokenizer: Any, max_length: int) -> Example:
-    """Segments are tokenised one by one: at serving the prompt is also tokenised without the answer behind it."""
-    ids: list[int] = []
-    labels: list[int] = []
-    for text, trained in _segments(conversation, tokenizer):
-        segment = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids += segment
-        labels += segment if trained else [IGNORED] * len(segment)
-    example = Example(tuple(ids[:max_length]), tuple(labels[:max_length]), len(ids) > max_length)
-    if not example.trained_tokens:
-        raise DataError(
-            f"{conversation.place}: no token to train within data.max_length={max_length}; the conversation has "
-            f"{len(ids)} tokens, raise max_length or shorten it"
-        )
-    return example
+def encode_all(
+    conversations: Sequence[Conversation], tokenizer: Any, max_length: int, train_on: TrainOn = "assistant"
+) -> list[Example]:
+    """An example a conversation; a text longer than `max_length` becomes several."""
+    found: list[Example] = []
+    for conversation in conversations:
+        example = _whole(conversation, tokenizer, train_on)
+        text = conversation.messages[0]["role"] == "text"
+        starts = range(0, len(example.ids), max_length) if text else (0,)
+        found += (_part(example, start, max_length, cut=not text) for start in starts)
+    return found
+
+
+def encode(conversation: Conversation, tokenizer: Any, max_length: int, train_on: TrainOn = "assistant") -> Example:
+    """Cut at its end where it is longer than `max_length`."""
+    return _part(_whole(conversation, tokenizer, train_on), 0, max_length, cut=True)
 
 
 def chat_template_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
-def _segments(conversation: Conversation, tokenizer: Any) -> Iterator[tuple[str, bool]]:
-    """Cut the rendered conversation into (text, is it trained), in order and without a gap."""
+def _whole(conversation: Conversation, tokenizer: Any, train_on: TrainOn) -> Example:
+    """Segments are tokenised one by one: at serving the prompt is also tokenised without the answer behind it."""
+    ids: list[int] = []
+    labels: list[int] = []
+    ends: list[int] = []
+    cut = _raw_segments if conversation.raw else _chat_segments
+    for segment in cut(conversation, tokenizer, train_on):
+        ids += segment.ids
+        labels += segment.ids if segment.trained else [IGNORED] * len(segment.ids)
+        if segment.trained and segment.closes:
+            ends.append(len(ids) - 1)
+    bos = tokenizer.bos_token_id
+    if bos is not None and bos != tokenizer.eos_token_id and ids[:2] == [bos, bos]:
+        raise DataError(
+            f"{conversation.place}: begins with {tokenizer.bos_token!r} twice: the tokenizer or its template "
+            "puts one there, take the other out of the data"
+        )
+    return Example(tuple(ids), tuple(labels), False, conversation.place, len(ids), tuple(ends), conversation.weight)
+
+
+def _part(example: Example, start: int, length: int, *, cut: bool) -> Example:
+    stop = start + length
+    return replace(
+        example,
+        ids=example.ids[start:stop],
+        labels=example.labels[start:stop],
+        truncated=cut and example.whole > length,
+        whole=example.whole if cut else min(length, example.whole - start),
+        ends=tuple(end - start for end in example.ends if start <= end < stop),
+    )
+
+
+def _raw_segments(conversation: Conversation, tokenizer: Any, train_on: TrainOn) -> Iterator[Segment]:
+    """No template; special tokens in front as /v1/completions puts them, the end token behind."""
+    first, *rest = conversation.messages
+    opening = tokenizer(first["content"])["input_ids"]
+    if opening[-1:] == [tokenizer.eos_token_id]:
+        opening = opening[:-1]  # some tokenizers end every text themselves
+    text = not rest
+    yield Segment(opening, trained=text or train_on == "all")
+    for message in rest:
+        yield Segment(tokenizer(message["content"], add_special_tokens=False)["input_ids"], trained=True)
+    yield Segment([tokenizer.eos_token_id], trained=True, closes=True)
+
+
+def _chat_segments(conversation: Conversation, tokenizer: Any, train_on: TrainOn) -> Iterator[Segment]:
+    """Cut the rendered conversation, in order and without a gap."""
+
+    def segment(text: str, *, trained: bool, closes: bool = False) -> Segment:
+        return Segment(tokenizer(text, add_special_tokens=False)["input_ids"], trained, closes)
+
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"{conversation.place}: the base has no chat template, so it can only learn prompt-completion and text"
+        )
     whole, done = _render(conversation, tokenizer, len(conversation.messages)), 0
-    for turn, message in enumerate(conversation.messages):
-        if message["role"] != "assistant":
-            continue
+    turns = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    for turn in turns:
+        learnt = conversation.messages[turn].get("weight", 1) and (train_on != "last" or turn == turns[-1])
         start = _prefix_length(conversation, tokenizer, whole, turn, generation_prompt=True)
         stop = _prefix_length(conversation, tokenizer, whole, turn + 1, generation_prompt=False)
         end = whole.rfind(tokenizer.eos_token, start, stop)
@@ -70,10 +142,10 @@ def _segments(conversation: Conversation, tokenizer: Any) -> Iterator[tuple[str,
                 f"{tokenizer.eos_token!r}, so the model would never learn to stop; use a template that does"
             )
         end += len(tokenizer.eos_token)
-        yield whole[done:start], False
-        yield whole[start:end], True
+        yield segment(whole[done:start], trained=train_on == "all")
+        yield segment(whole[start:end], trained=bool(learnt), closes=True)
         done = end
-    yield whole[done:], False
+    yield segment(whole[done:], trained=train_on == "all")
 
 
 def _prefix_length(
@@ -89,5 +161,8 @@ def _prefix_length(
 
 
 def _render(conversation: Conversation, tokenizer: Any, turns: int, *, generation_prompt: bool = False) -> str:
-    messages = list(conversation.messages[:turns])
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt))
+    messages = [{"role": m["role"], "content": m["content"]} for m in conversation.messages[:turns]]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt))
+    except TemplateError as error:
+        raise DataError(f"{conversation.place}: the base's chat template refuses this conversation: {error}") from error

@@ -18,6 +18,7 @@ from adapters.errors import ConfigError
 from adapters.nf4 import keep_unpacked, repair_dequantize
 from adapters.processor import multiplies_bf16
 from adapters.train.labels import IGNORED, Example
+from adapters.train.packing import pack
 from adapters.train.sections import ModelSection, PeftSection, QuantizationSection
 
 
@@ -28,10 +29,24 @@ class Batch:
     ids: Tensor
     mask: Tensor
     labels: Tensor
+    parts: Tensor | None = None
+    """Where rows are packed: which of its examples a token belongs to, from 1; 0 is padding."""
 
     @property
     def tokens(self) -> int:
         return int(self.mask.sum())
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model is called with. Packed examples have positions of their own and see only themselves."""
+        if self.parts is None:
+            return {"input_ids": self.ids, "attention_mask": self.mask}
+        same = self.parts[:, :, None] == self.parts[:, None, :]
+        begins = torch.ones_like(self.parts, dtype=torch.bool)
+        begins[:, 1:] = self.parts[:, 1:] != self.parts[:, :-1]
+        places = torch.arange(self.parts.shape[1], device=self.parts.device).expand_as(self.parts)
+        starts = torch.where(begins, places, 0).cummax(dim=1).values
+        return {"input_ids": self.ids, "attention_mask": same.tril()[:, None], "position_ids": places - starts}
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
@@ -44,7 +59,26 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
         ids=padded([example.ids for example in examples], pad),
         mask=padded([[1] * len(example.ids) for example in examples], 0),
         labels=padded([example.labels for example in examples], IGNORED),
+        parts=padded([_parts(example) for example in examples], 0) if any(e.parts for e in examples) else None,
     )
+
+
+def _parts(example: Example) -> list[int]:
+    lengths = example.parts or (len(example.ids),)
+    return [number for number, length in enumerate(lengths, start=1) for _ in range(length)]
+
+
+def check_packing(model: Any, length: int) -> None:
+    """ConfigError where packed examples would see each other: what one says must not change another's logits a bit."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    if window is not None and window < length:
+        raise ConfigError(f"data.packing: this base sees {window} tokens back; set data.max_length to it, got {length}")
+    second = Example((4, 5, 6, 7), (4, 5, 6, 7), False)
+    packs = [pack([Example(first, first, False), second], 9)[0] for first in ((9, 8, 7, 6, 5), (5, 6, 7, 8, 9))]
+    with torch.no_grad():
+        one, other = (model(**collate([packed], 0).inputs).logits[0, 5:] for packed in packs)
+    if not torch.equal(one, other):
+        raise ConfigError("data.packing: the attention of this base mixes packed rows; set data.packing=false")
 
 
 def load_tokenizer(section: ModelSection) -> Any:
@@ -55,8 +89,8 @@ def load_tokenizer(section: ModelSection) -> Any:
             "(`python -m adapters.demo_base` makes the demo base)"
         )
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    if not tokenizer.chat_template or not tokenizer.eos_token:
-        raise ConfigError(f"{path}: the tokenizer needs a chat template and an eos token to train on conversations")
+    if not tokenizer.eos_token:
+        raise ConfigError(f"{path}: the tokenizer needs an eos token, or the model would never learn to stop")
     return tokenizer
 
 
@@ -116,7 +150,7 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
     """
     targets = batch.labels[:, 1:]
     wanted = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(input_ids=batch.ids, attention_mask=batch.mask, logits_to_keep=wanted).logits
+    logits = model(**batch.inputs, logits_to_keep=wanted).logits
     picked = targets[:, wanted]
     kept = picked != IGNORED
     return torch.nn.functional.cross_entropy(logits[kept].float(), picked[kept], reduction="sum")

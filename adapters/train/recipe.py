@@ -18,13 +18,13 @@ from adapters.train import model as models
 from adapters.train.between_steps import BetweenSteps
 from adapters.train.card import write_card
 from adapters.train.config import TrainConfig
-from adapters.train.data import Split, read_conversations, split_by_hash
-from adapters.train.evaluate import Verdict, answers, held_out_loss
+from adapters.train.evaluate import Losses, Verdict, answers, held_out_loss, losses
 from adapters.train.identity import identity
 from adapters.train.journal import CURVE, LOG, Evaluation, Journal, Step, Watch, draw_curve
-from adapters.train.labels import Example, encode_all
+from adapters.train.labels import Example
 from adapters.train.loop import run_steps
 from adapters.train.optimizers import make_optimizer
+from adapters.train.prepare import Prepared, prepare
 from adapters.train.provenance import PROVENANCE, write_provenance
 from adapters.train.run_directory import RunDirectory, opened
 from adapters.train.schedule import total_steps
@@ -35,18 +35,23 @@ from adapters.train.stop import StopRequest, listening
 @dataclass(frozen=True)
 class Material:
     tokenizer: Any
-    split: Split
-    examples: list[Example]
-    held_out: list[Example]
+    data: Prepared
 
 
 @dataclass(frozen=True)
 class Setup:
     tokenizer: Any
     model: Any
-    split: Split
-    examples: list[Example]
-    held_out: list[Example]
+    data: Prepared
+
+    @property
+    def examples(self) -> list[Example]:
+        """Of one epoch."""
+        return self.data.epoch
+
+    @property
+    def held_out(self) -> list[Example]:
+        return self.data.held_out
 
 
 @dataclass(frozen=True)
@@ -62,25 +67,24 @@ class Trained:
 def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | None = None) -> Trained:
     """`stop`: set its `by` from elsewhere to have a checkpoint made and RunStopped raised."""
     material = read_material(config)
-    with opened(config, identity(config, material.examples, material.held_out)) as run:
+    with opened(config, identity(config, material.data)) as run:
         setup = load(config, material)
         state = begin(setup, config, run)
         before = answers(setup.model, setup.tokenizer, config.eval, base=True)
         with Journal(run.path, config.output.name, state.total, watch) as journal:
             learn(setup, config, state, run, journal, stop or StopRequest())
-        verdict = judge(setup, config, state, before)
+        verdict = judge(setup, config, state, journal, before)
         with staged(config.output.output_dir) as directory:
             shutil.copyfile(run.path / LOG, directory / LOG)
             save(setup, config, state, journal, verdict, directory)
         run.remove()
-    truncated = sum(example.truncated for example in setup.examples + setup.held_out)
     return Trained(
         directory=config.output.output_dir,
         name=config.output.name,
         steps=tuple(journal.steps),
         verdict=verdict,
-        truncated=truncated,
-        duplicates=setup.split.duplicates,
+        truncated=setup.data.survey.truncated,
+        duplicates=setup.data.survey.duplicates,
     )
 
 
@@ -90,20 +94,19 @@ def set_up(config: TrainConfig) -> Setup:
 
 def read_material(config: TrainConfig) -> Material:
     """Everything that can be wrong with the data is found before the base is loaded."""
-    split = split_by_hash(read_conversations(config.data.train), config.data.eval_split)
     tokenizer = models.load_tokenizer(config.model)
-    examples = encode_all(split.train, tokenizer, config.data.max_length)
-    held_out = encode_all(split.held_out, tokenizer, config.data.max_length)
-    return Material(tokenizer, split, examples, held_out)
+    return Material(tokenizer, prepare(config.data, config.eval, tokenizer))
 
 
 def load(config: TrainConfig, material: Material) -> Setup:
     base = models.load_base(config.model, config.quantization)
+    if config.data.packing:
+        models.check_packing(base, config.data.max_length)
     torch.manual_seed(config.training.seed)
     model = models.attach_lora(base, config.peft)
     if config.training.gradient_checkpointing:
         models.checkpoint_activations(model)
-    return Setup(material.tokenizer, model, material.split, material.examples, material.held_out)
+    return Setup(material.tokenizer, model, material.data)
 
 
 def begin(setup: Setup, config: TrainConfig, run: RunDirectory) -> TrainingState:
@@ -123,28 +126,33 @@ def learn(
     """Steps, with what happens between them; at the end the model has its best weights."""
     pad, size = setup.tokenizer.pad_token_id, config.training.per_device_train_batch_size
 
-    def evaluate() -> float:
-        return held_out_loss(setup.model, setup.held_out, pad, size)
+    def evaluate(*, base: bool = False) -> Losses:
+        return losses(setup.model, setup.held_out, setup.data.general, pad, size, base=base)
 
     if not journal.evaluations:
-        state.base_loss = held_out_loss(setup.model, setup.held_out, pad, size, base=True)
-        journal.evaluated(Evaluation(0, state.base_loss))
+        found = evaluate(base=True)
+        state.base_loss = found.held_out
+        journal.evaluated(Evaluation(0, found.held_out, found.general))
     between = BetweenSteps(config, state, journal, evaluate, lambda: run.save(state, config), stop)
     with listening(stop):
         run_steps(state, setup.examples, pad, config.training, journal, between)
     if state.best_weights:
         state.take_best()
     else:
-        state.weigh(evaluate())
+        state.weigh(evaluate().held_out)
 
 
-def judge(setup: Setup, config: TrainConfig, state: TrainingState, before: list[str]) -> Verdict:
+def judge(setup: Setup, config: TrainConfig, state: TrainingState, journal: Journal, before: list[str]) -> Verdict:
+    general = setup.data.general
+    pad, size = setup.tokenizer.pad_token_id, config.training.per_device_train_batch_size
     return Verdict(
         held_out_base=state.base_loss,
         held_out_adapter=state.best_loss,
         prompts=config.eval.prompts,
         before=tuple(before),
         after=tuple(answers(setup.model, setup.tokenizer, config.eval)),
+        general_base=journal.evaluations[0].general_loss,
+        general_adapter=held_out_loss(setup.model, general, pad, size) if general else None,
     )
 
 
@@ -154,5 +162,5 @@ def save(
     setup.model.peft_config["default"].base_model_name_or_path = config.model.model_name_or_path.resolve().name
     setup.model.save_pretrained(directory, save_embedding_layers=False)  # `auto` would ask a model hub
     draw_curve(journal.steps, journal.evaluations, verdict.held_out_adapter, directory / CURVE)
-    write_provenance(config, setup.split, setup.tokenizer, verdict, state.best_step, directory / PROVENANCE)
+    write_provenance(config, setup.data, setup.tokenizer, verdict, state.best_step, directory / PROVENANCE)
     write_card(config, verdict, state.best_step, directory / "README.md")

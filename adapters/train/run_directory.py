@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import ConfigError
 from adapters.train.checkpoints import Checkpoints, identity_of
-from adapters.train.config import TrainConfig
+from adapters.train.config import TrainConfig, with_files
 from adapters.train.journal import LOG
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ def stored_config(output_dir: Path) -> TrainConfig:
 
 def store_config(config: TrainConfig, path: Path) -> None:
     """Paths become absolute: who goes on may stand somewhere else."""
-    data = config.data.model_copy(update={"train": tuple(path.absolute() for path in config.data.train)})
+    config = with_files(config, Path.absolute)
     model = config.model.model_copy(update={"model_name_or_path": config.model.model_name_or_path.absolute()})
     output = config.output.model_copy(update={"output_dir": config.output.output_dir.absolute()})
-    whole = config.model_copy(update={"data": data, "model": model, "output": output})
+    whole = config.model_copy(update={"model": model, "output": output})
     path.write_text(whole.model_dump_json(indent=1), encoding="utf-8")
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from annotated_types import MinLen
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.names import NAME
 
@@ -57,12 +57,77 @@ class PeftSection(Section):
         return list(self.target_modules)
 
 
+class DataFile(Section):
+    """A path alone means `{path: …}`."""
+
+    path: Path
+    """JSONL, or one array in a .json file; relative to the YAML file."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = "auto"
+    """`auto`: the first row decides for its file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str | Path) else value
+
+
+class TrainFile(DataFile):
+    weight: float = Field(default=1.0, gt=0, le=100)
+    """How often its rows are seen in an epoch: 2 is twice; 0.5 is half of its rows, chosen by hash."""
+
+
+class ReplayFile(DataFile):
+    """General data mixed in, so that what the base could do is not forgotten; 5 to 10 % is usual."""
+
+    ratio: float = Field(default=0.07, gt=0, le=0.5)
+    """Its share of the tokens of an epoch."""
+
+
+class GatesSection(Section):
+    """What is wrong with the data stops a run before any weight is loaded, row by row; what to let through."""
+
+    untrained: Literal["refuse", "drop"] = "refuse"
+    """Rows without a token to train, as where `max_length` cuts the whole answer off."""
+    unended: Literal["refuse", "allow"] = "refuse"
+    """Data in which no end of an answer is trained: the model would never learn to stop."""
+    empty_answers: Literal["refuse", "allow"] = "refuse"
+    """Answers without a character; `allow` teaches to end at once."""
+    leakage: Literal["refuse", "drop", "allow"] = "refuse"
+    """Held-out rows that are trained, word for word or but for case, spaces and punctuation; `drop` trains without
+    them."""
+    max_truncated: float = Field(default=0.1, ge=0, le=1)
+    """Share of the rows that `max_length` may cut."""
+    max_duplicates: float = Field(default=0.1, ge=0, le=1)
+    """Share of the rows that may be copies of others; they are left out. To see rows more often, use `weight`."""
+    max_row_tokens: int | None = Field(default=None, ge=1)
+    """Longer rows look like broken data; by default 16 times `max_length`. Texts are free."""
+
+
 class DataSection(Section):
-    train: Annotated[tuple[Path, ...], MinLen(1)]
-    """JSONL files, one conversation a line under `messages`; relative to the YAML file."""
+    train: Annotated[tuple[TrainFile, ...], MinLen(1)]
+    eval: DataFile | None = None
+    """Held-out rows in a file of their own; without it `eval_split` takes them from `train`."""
     eval_split: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the conversations held out, chosen by the hash of the conversation."""
+    """Share of the conversations held out, chosen by the hash of the conversation before anything else is done."""
     max_length: int = Field(default=512, ge=16)
+    """Tokens; a longer conversation is cut at its end, a longer text is cut into pieces."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Whose words are learnt: every answer, the last answer, or all that is said. Of a prompt and its completion,
+    `assistant` and `last` are the completion; a text is learnt whole."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do with a row that cannot be read."""
+    max_skipped: int = Field(default=100, ge=0)
+    """With `on_error: skip`: more wrong rows than this stop the run all the same."""
+    packing: bool = False
+    """Several rows in one sequence of up to `max_length`, none of which sees another; saves padding of short rows."""
+    replay: ReplayFile | None = None
+    gates: GatesSection = GatesSection()
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> Self:
+        if self.eval is not None and "eval_split" in self.model_fields_set:
+            raise ValueError("eval and eval_split exclude each other: rows are held out in a file, or split off")
+        return self
 
 
 class TrainingSection(Section):
@@ -93,6 +158,9 @@ class EvalSection(Section):
     lowest loss are what is saved."""
     early_stopping_patience: int | None = Field(default=3, ge=1)
     """Stop after so many looks in a row that found no lower loss; null never does."""
+    general_set: DataFile | None = None
+    """Rows of general data on which base and adapter are compared: the difference is what was forgotten. Without it,
+    `eval_split` of `data.replay`."""
     prompts: tuple[str, ...] = ()
     """Asked before and after training, greedily; keep them out of the data."""
     max_new_tokens: int = Field(default=64, ge=1)

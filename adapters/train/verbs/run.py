@@ -63,6 +63,11 @@ def _show(trained: Trained, seconds: float, console: Console) -> None:
         f"held-out loss {verdict.held_out_base:.3f} (base) → [bold]{verdict.held_out_adapter:.3f}[/] (adapter), "
         f"{len(trained.steps)} steps, {seconds:.0f} s"
     )
+    if verdict.forgotten is not None:
+        console.print(
+            f"general loss {verdict.general_base:.3f} (base) → [bold]{verdict.general_adapter:.3f}[/] (adapter): "
+            f"{verdict.forgotten:+.3f} forgotten"
+        )
     for prompt, before, after in zip(verdict.prompts, verdict.before, verdict.after, strict=True):
         console.print(f"[bold]{escape(prompt)}[/]\n  base     {escape(before)}\n  adapter  {escape(after)}")
     if trained.truncated:

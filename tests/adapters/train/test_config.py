@@ -6,7 +6,7 @@ import pytest
 
 from adapters.errors import ConfigError
 from adapters.train.config import load_config
-from adapters.train.data import read_conversations
+from adapters.train.reading import read_files
 
 SHIPPED = ("pirate", "ticket")
 
@@ -15,7 +15,7 @@ SHIPPED = ("pirate", "ticket")
 def test_every_shipped_yaml_loads_and_its_prompts_are_not_in_its_data(name: str) -> None:
     with as_file(files("adapters.train") / "demo" / f"{name}.yaml") as path:
         config = load_config(path)
-        conversations = read_conversations(config.data.train)
+        conversations = read_files(config.data.train).conversations
     asked = {conversation.messages[0]["content"] for conversation in conversations}
     assert len(asked) == len(conversations) >= 60
     assert not asked & set(config.eval.prompts)

@@ -1,39 +1,11 @@
-import json
-from pathlib import Path
-
 import pytest
 
 from adapters.errors import DataError
-from adapters.train.data import Conversation, digest_of, read_conversations, split_by_hash
+from adapters.train.data import Conversation, digest_of, split_by_hash, without_copies
 
 
 def conversation(text: str, place: str = "x:1") -> Conversation:
     return Conversation(({"role": "user", "content": text}, {"role": "assistant", "content": "yes"}), place)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", r"rows.jsonl:2: not valid JSON"),
-        ("[]", r"rows.jsonl:2:messages: expected"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', r"rows.jsonl:2:messages: no message of the assistant"),
-        ('{"messages": [{"role": "bot", "content": "a"}]}', r"rows.jsonl:2:messages\[0\].role: .*got 'bot'"),
-        ('{"messages": [{"role": "user", "content": " "}]}', r"rows.jsonl:2:messages\[0\].content: "),
-        ('{"messages": [{"role": "user", "content": "a", "id": 1}]}', r"rows.jsonl:2:messages\[0\].id: unknown key"),
-        ('{"messages": [7]}', r"rows.jsonl:2:messages\[0\]: expected an object"),
-    ],
-)
-def test_an_error_names_file_line_and_field(tmp_path: Path, line: str, message: str) -> None:
-    good = json.dumps({"messages": conversation("a").messages})
-    (tmp_path / "rows.jsonl").write_text(f"{good}\n{line}\n")
-    with pytest.raises(DataError, match=message):
-        read_conversations([tmp_path / "rows.jsonl"])
-
-
-def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="no conversation found"):
-        read_conversations([tmp_path / "rows.jsonl"])
 
 
 def test_the_split_depends_on_content_and_not_on_order() -> None:
@@ -49,3 +21,29 @@ def test_a_copy_never_leaks_into_the_held_out_set() -> None:
     split = split_by_hash(rows, 0.4)
     assert split.duplicates == 15
     assert not {c.digest for c in split.train} & {c.digest for c in split.held_out}
+
+
+def test_near_copies_stay_on_one_side_of_the_split() -> None:
+    words = ("Where is it", "WHERE is it?!", " where  is\tit ")
+    rows = [conversation(f"{text} {i}") for i in range(8) for text in words]
+    split = split_by_hash(rows, 0.4)
+    assert split.duplicates == 0
+    assert len({c.digest for c in split.train}) + len({c.digest for c in split.held_out}) == 24
+    assert not {c.gist for c in split.train} & {c.gist for c in split.held_out}
+
+
+def test_conversations_without_a_letter_are_not_all_near_copies() -> None:
+    rows = [Conversation(({"role": "text", "content": text},), "x:1") for text in ("?!", "…", "😀")]
+    assert len({row.gist for row in rows}) == 3
+
+
+def test_a_copy_says_where_the_first_stands() -> None:
+    rows = [conversation("a", "x:1"), conversation("b", "x:2"), conversation("a", "y:7")]
+    kept, copies = without_copies(rows)
+    assert [row.place for row in kept] == ["x:1", "x:2"]
+    assert copies == ("y:7 is x:1 again",)
+
+
+def test_one_conversation_in_two_spellings_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="x:1: 2 different conversations are needed"):
+        split_by_hash([conversation("a"), conversation("A!", "x:2")], 0.5)

@@ -48,13 +48,13 @@ def test_a_conversation_cut_inside_is_marked(tokenizer: Any) -> None:
     assert cut.trained_tokens == whole.trained_tokens - 2  # the last three tokens are ".", the end token and a newline
 
 
-def test_nothing_left_to_train_is_an_error_with_its_place(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: no token to train within data\.max_length=16"):
-        encode(TALK, tokenizer, 16)
-
-
 def fake_tokenizer(render: Any) -> Any:
-    return SimpleNamespace(eos_token="</s>", apply_chat_template=lambda messages, **options: render(messages, options))
+    return SimpleNamespace(
+        eos_token="</s>",
+        bos_token_id=None,
+        chat_template="fake",
+        apply_chat_template=lambda messages, **options: render(messages, options),
+    )
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
