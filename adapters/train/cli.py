@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from adapters.errors import AdapterError, ConfigError, DataError, Diverged, NotServable, RunStopped, WouldNotFit
-from adapters.train.verbs import estimate, resume, run
+from adapters.train.verbs import check, estimate, resume, run
 
-VERBS: Mapping[str, ModuleType] = {"estimate": estimate, "run": run, "resume": resume}
+VERBS: Mapping[str, ModuleType] = {"check": check, "estimate": estimate, "run": run, "resume": resume}
 EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
     (ConfigError, 2, "configuration or command line"),
     (DataError, 3, "data"),

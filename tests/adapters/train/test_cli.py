@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,19 @@ def test_bad_data_exits_3_and_leaves_nothing(write_yaml: Callable[..., Path]) ->
     path = write_yaml()
     (path.parent / "rows.jsonl").write_text("{}\n")
     assert main(["run", str(path)]) == 3
+    assert not (path.parent / "out").exists()
+
+
+def test_check_shows_numbers_and_what_is_trained(
+    write_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_yaml(data={"train": ["rows.jsonl", "more.jsonl"], "on_error": "skip"})
+    (path.parent / "more.jsonl").write_text('{"instruction": "Why?", "output": "[b]For gold[/b]"}\n{\n')
+    assert main(["check", str(path), "--show", "9"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"rows +3 trained, 2 held out", shown)
+    assert "⟦[b]For gold[/b]<|im_end|>⟧" in shown
+    assert re.search(r"left out: .*more.jsonl:2: not valid JSON", shown)
     assert not (path.parent / "out").exists()
 
 
