@@ -68,17 +68,12 @@ def lengths(examples: Sequence[Example], section: DataSection) -> Iterator[str]:
 
 
 def untrained(examples: Sequence[Example], section: DataSection) -> Iterator[str]:
-    rows = [example.place for example in examples if not trains(example)]
+    rows = [example.place for example in examples if not example.trained_tokens]
     if rows and (section.gates.untrained == "refuse" or len(rows) == len(examples)):
         yield (
             f"{len(rows)} rows have no token to train within data.max_length={section.max_length}; raise it, or "
             f"data.gates.untrained=drop leaves them out: {_some(rows)}"
         )
-
-
-def trains(example: Example) -> bool:
-    """The first token has nothing before it to be predicted from."""
-    return any(label >= 0 for label in example.labels[1:])
 
 
 def ends(examples: Sequence[Example], section: DataSection) -> Iterator[str]:

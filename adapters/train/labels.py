@@ -95,11 +95,12 @@ def _whole(conversation: Conversation, tokenizer: Any, train_on: TrainOn) -> Exa
 
 
 def _part(example: Example, start: int, length: int, *, cut: bool) -> Example:
+    """The first token has nothing before it to be predicted from: it is not trained."""
     stop = start + length
     return replace(
         example,
         ids=example.ids[start:stop],
-        labels=example.labels[start:stop],
+        labels=(IGNORED, *example.labels[start + 1 : stop]),
         truncated=cut and example.whole > length,
         whole=example.whole if cut else min(length, example.whole - start),
         ends=tuple(end - start for end in example.ends if start <= end < stop),

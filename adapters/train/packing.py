@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import accumulate
 
-from adapters.train.labels import IGNORED, Example
+from adapters.train.labels import Example
 
 
 def pack(examples: Sequence[Example], length: int) -> list[Example]:
@@ -30,11 +30,10 @@ def pack(examples: Sequence[Example], length: int) -> list[Example]:
 
 
 def _joined(pack: Sequence[Example]) -> Example:
-    """The first token of each is never a target: the one before it belongs to another."""
     starts = [0, *accumulate(len(example.ids) for example in pack)]
     return Example(
         ids=tuple(token for example in pack for token in example.ids),
-        labels=tuple(label for example in pack for label in (IGNORED, *example.labels[1:])),
+        labels=tuple(label for example in pack for label in example.labels),
         truncated=any(example.truncated for example in pack),
         place=", ".join(example.place for example in pack),
         whole=starts[-1],

@@ -131,4 +131,4 @@ def _encode(rows: Sequence[Conversation], tokenizer: Any, data: DataSection) -> 
 
 
 def _trained(examples: Sequence[Example]) -> list[Example]:
-    return [example for example in examples if gates.trains(example)]
+    return [example for example in examples if example.trained_tokens]

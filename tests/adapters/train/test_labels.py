@@ -1,3 +1,4 @@
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 
 from adapters.errors import DataError
 from adapters.train.data import Conversation
-from adapters.train.labels import IGNORED, encode
+from adapters.train.labels import IGNORED, encode, encode_all
 
 TALK = Conversation(
     (
@@ -71,3 +72,108 @@ def test_a_template_that_never_ends_the_turn_is_refused() -> None:
 
     with pytest.raises(DataError, match="never learn to stop"):
         encode(TALK, fake_tokenizer(endless), 512)
+
+
+@pytest.mark.parametrize(
+    ("train_on", "expected"),
+    [
+        ("assistant", ["Ahoy!<|im_end|>", "Aye.<|im_end|>"]),
+        ("last", ["Aye.<|im_end|>"]),
+    ],
+)
+def test_whose_words_are_trained(tokenizer: Any, train_on: Any, expected: list[str]) -> None:
+    assert trained_text(encode(TALK, tokenizer, 512, train_on), tokenizer) == expected
+
+
+def test_all_trains_every_token_that_is_read(tokenizer: Any) -> None:
+    example = encode(TALK, tokenizer, 512, "all")
+    assert example.labels[1:] == example.ids[1:] == encode(TALK, tokenizer, 512).ids[1:]
+    assert example.labels[0] == IGNORED  # nothing comes before it
+    assert [tokenizer.decode(example.ids[end]) for end in example.ends] == ["<|im_end|>", "<|im_end|>"]
+
+
+def test_an_answer_of_weight_0_is_read_but_not_learnt(tokenizer: Any) -> None:
+    first, answer, *rest = TALK.messages
+    talk = Conversation((first, {**answer, "weight": 0}, *rest), "x:1")
+    example = encode(talk, tokenizer, 512)
+    assert trained_text(example, tokenizer) == ["Aye.<|im_end|>"]
+    assert example.ids == encode(TALK, tokenizer, 512).ids
+
+
+def test_a_system_prompt_that_the_template_injects_is_read_as_in_serving(tokenizer: Any) -> None:
+    example = encode(TALK, tokenizer, 512)
+    text = tokenizer.decode(example.ids)
+    assert text.startswith("<|im_start|>system\n")
+    given = encode(Conversation(({"role": "system", "content": "Be brief."}, *TALK.messages), "x:1"), tokenizer, 512)
+    assert tokenizer.decode(given.ids).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert trained_text(given, tokenizer) == trained_text(example, tokenizer)
+
+
+COMPLETION = Conversation(
+    ({"role": "prompt", "content": "The sea is"}, {"role": "completion", "content": " blue."}), "x:1"
+)
+
+
+def test_of_a_prompt_and_its_completion_only_the_completion_and_its_end_are_trained(tokenizer: Any) -> None:
+    example = encode(COMPLETION, tokenizer, 512)
+    assert tokenizer.decode(example.ids) == "The sea is blue.<|im_end|>"  # no template
+    assert trained_text(example, tokenizer) == [" blue.<|im_end|>"]
+    assert encode(COMPLETION, tokenizer, 512, "all").trained_tokens == len(example.ids) - 1
+
+
+def test_a_text_is_trained_whole_and_a_long_one_in_pieces(tokenizer: Any) -> None:
+    text = Conversation(({"role": "text", "content": "The sea is blue. " * 20},), "x:1")
+    (whole,) = encode_all([text], tokenizer, 512)
+    assert whole.labels == (IGNORED, *whole.ids[1:])
+    assert whole.ids[-1] == tokenizer.eos_token_id
+    assert whole.ends == (len(whole.ids) - 1,)
+    pieces = encode_all([text], tokenizer, 32)
+    assert tuple(token for piece in pieces for token in piece.ids) == whole.ids
+    assert [bool(piece.ends) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert not any(piece.truncated for piece in pieces)
+    assert sum(piece.whole for piece in pieces) == len(whole.ids)
+
+
+@pytest.fixture
+def beginning(tokenizer: Any) -> Any:
+    """A tokenizer that puts a BOS in front of every text, with a template that does so as well, as Llama's."""
+    from tokenizers.processors import TemplateProcessing
+
+    copied = copy.deepcopy(tokenizer)
+    copied.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    copied.chat_template = "<|im_start|>" + copied.chat_template.replace("<|im_start|>", "<|endoftext|>")
+    assert copied("x")["input_ids"][0] == copied.bos_token_id == 1
+    return copied
+
+
+def test_bos_is_never_doubled(beginning: Any) -> None:
+    for talk in (TALK, COMPLETION):
+        example = encode(talk, beginning, 512)
+        assert example.ids[0] == 1
+        assert example.ids.count(1) == 1
+    assert list(encode(TALK, beginning, 512).ids) == beginning.apply_chat_template(
+        [dict(message) for message in TALK.messages], return_dict=False
+    )
+
+
+def test_a_bos_written_into_the_data_is_an_error(beginning: Any) -> None:
+    doubled = Conversation(({"role": "text", "content": "<|im_start|>The sea"},), "x:7")
+    with pytest.raises(DataError, match=r"x:7: begins with '<\|im_start\|>' twice"):
+        encode(doubled, beginning, 512)
+
+
+def test_a_base_without_a_chat_template_learns_texts_and_no_conversations(tokenizer: Any) -> None:
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    assert encode(COMPLETION, plain, 512).ids == encode(COMPLETION, tokenizer, 512).ids
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the base has no chat template"):
+        encode(TALK, plain, 512)
+
+
+def test_a_conversation_that_the_template_refuses_is_an_error_with_its_place(tokenizer: Any) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the base's chat template refuses .*: roles must alternate"):
+        encode(TALK, strict, 512)
