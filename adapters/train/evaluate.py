@@ -73,14 +73,17 @@ def held_out_loss(model: Any, examples: Sequence[Example], pad: int, size: int, 
 
 
 def answers(model: Any, tokenizer: Any, section: EvalSection, *, base: bool = False) -> list[str]:
-    """Greedy answers to the prompts of the configuration, all in one batch."""
+    """Greedy answers to the prompts of the configuration, in one batch; continuations where there is no template."""
     if not section.prompts:
         return []
-    chats = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
     tokenizer.padding_side = "left"
-    inputs = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-    )
+    if tokenizer.chat_template:
+        chats = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
+        inputs = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(list(section.prompts), padding=True, return_tensors="pt")
     with _evaluating(model, base=base):
         outputs = model.generate(**inputs, max_new_tokens=section.max_new_tokens, do_sample=False, use_cache=True)
     asked = inputs["input_ids"].shape[1]

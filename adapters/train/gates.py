@@ -44,6 +44,12 @@ def leaks(train: Sequence[Conversation], held_out: Sequence[Conversation]) -> di
     return found
 
 
+def something(split: Split) -> Iterator[str]:
+    for what, rows in (("to train", split.train), ("held out", split.held_out)):
+        if not rows:
+            yield f"no row is left {what}; every one is a copy or a leak"
+
+
 def leakage(found: dict[str, str]) -> Iterator[str]:
     if found:
         yield (
@@ -68,6 +74,7 @@ def lengths(examples: Sequence[Example], section: DataSection) -> Iterator[str]:
 
 
 def untrained(examples: Sequence[Example], section: DataSection) -> Iterator[str]:
+    """Of the rows to train, or of those held out: all of them cannot be dropped."""
     rows = [example.place for example in examples if not example.trained_tokens]
     if rows and (section.gates.untrained == "refuse" or len(rows) == len(examples)):
         yield (

@@ -8,8 +8,11 @@ to stop. Spans come from rendering the conversation turn by turn, never from loo
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
@@ -70,8 +73,28 @@ def encode(conversation: Conversation, tokenizer: Any, max_length: int, train_on
     return _part(_whole(conversation, tokenizer, train_on), 0, max_length, cut=True)
 
 
-def chat_template_sha256(tokenizer: Any) -> str:
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+def chat_template_sha256(tokenizer: Any) -> str | None:
+    """None where the base has no template."""
+    template = tokenizer.chat_template
+    return hashlib.sha256(str(template).encode()).hexdigest() if template else None
+
+
+def end_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """What serving stops at: the tokenizer's eos, and what the base's generation_config.json names beside it.
+
+    Llama 3 ends a turn with <|eot_id|> and Gemma with <end_of_turn>, neither of which is their tokenizer's eos.
+    """
+    others = _generation_ends(str(getattr(tokenizer, "name_or_path", "")))
+    return tuple(dict.fromkeys((tokenizer.eos_token, *(tokenizer.convert_ids_to_tokens(other) for other in others))))
+
+
+@cache
+def _generation_ends(base: str) -> tuple[int, ...]:
+    path = Path(base) / "generation_config.json"
+    if not base or not path.is_file():
+        return ()
+    found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
 
 
 def _whole(conversation: Conversation, tokenizer: Any, train_on: TrainOn) -> Example:
@@ -131,18 +154,19 @@ def _chat_segments(conversation: Conversation, tokenizer: Any, train_on: TrainOn
             f"{conversation.place}: the base has no chat template, so it can only learn prompt-completion and text"
         )
     whole, done = _render(conversation, tokenizer, len(conversation.messages)), 0
+    ends = end_tokens(tokenizer)
     turns = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
     for turn in turns:
         learnt = conversation.messages[turn].get("weight", 1) and (train_on != "last" or turn == turns[-1])
         start = _prefix_length(conversation, tokenizer, whole, turn, generation_prompt=True)
         stop = _prefix_length(conversation, tokenizer, whole, turn + 1, generation_prompt=False)
-        end = whole.rfind(tokenizer.eos_token, start, stop)
-        if end < 0:
+        closed = [found + len(end) for end in ends if (found := whole.rfind(end, start, stop)) >= 0]
+        if not closed:
             raise DataError(
-                f"{conversation.place}: the chat template does not close the assistant's turn with the end token "
-                f"{tokenizer.eos_token!r}, so the model would never learn to stop; use a template that does"
+                f"{conversation.place}: the chat template does not close the assistant's turn with an end token "
+                f"({', '.join(ends)}), so the model would never learn to stop; use a template that does"
             )
-        end += len(tokenizer.eos_token)
+        end = max(closed)
         yield segment(whole[done:start], trained=train_on == "all")
         yield segment(whole[start:end], trained=bool(learnt), closes=True)
         done = end

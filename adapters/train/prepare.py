@@ -51,7 +51,8 @@ def prepare(data: DataSection, evaluation: EvalSection, tokenizer: Any) -> Prepa
     gates.refuse(
         [
             *gates.lengths(encoded, data),
-            *gates.untrained([*encoded, *held_out], data),
+            *gates.untrained(encoded, data),
+            *gates.untrained(held_out, data),
             *gates.ends(encoded, data),
         ]
     )
@@ -103,6 +104,7 @@ def gather(data: DataSection, evaluation: EvalSection) -> Rows:
     )
     dropped = leaks if data.gates.leakage == "drop" else {}
     split = replace(split, train=tuple(row for row in split.train if row.digest not in dropped))
+    gates.refuse(gates.something(split))
     kept = tuple(row for row in replay if row.digest not in dropped)
     return Rows(split, kept, tuple(general), skipped, len(leaks))
 

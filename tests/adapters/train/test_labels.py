@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,3 +178,16 @@ def test_a_conversation_that_the_template_refuses_is_an_error_with_its_place(tok
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DataError, match=r"rows.jsonl:1: the base's chat template refuses .*: roles must alternate"):
         encode(TALK, strict, 512)
+
+
+def test_a_turn_may_end_with_another_token_that_generation_stops_at(tokenizer: Any, tmp_path: Path) -> None:
+    """As Llama 3 and Gemma do it: the tokenizer's own eos is not in the template at all."""
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    gemma = type(tokenizer).from_pretrained(tmp_path)
+    gemma.eos_token = "<|endoftext|>"
+    assert trained_text(encode(TALK, gemma, 512), gemma) == ["Ahoy!<|im_end|>", "Aye.<|im_end|>"]
+    (tmp_path / "other").mkdir()
+    gemma.name_or_path = str(tmp_path / "other")
+    with pytest.raises(DataError, match=r"end token \(<\|endoftext\|>\), so the model would never learn to stop"):
+        encode(TALK, gemma, 512)

@@ -67,6 +67,11 @@ def test_what_is_trained_and_held_out_is_named_on_both_sides(
     assert len(allowed.epoch) == 20
 
 
+def test_dropping_every_row_is_refused(prepared: Callable[..., Prepared]) -> None:
+    with pytest.raises(DataError, match="no row is left to train"):
+        prepared({"task.jsonl": TASK, "held.jsonl": TASK}, eval="held.jsonl", gates={"leakage": "drop"})
+
+
 def test_general_data_that_is_trained_leaks_too(prepared: Callable[..., Prepared]) -> None:
     files = {"task.jsonl": [*TASK, GENERAL[5]], "text.jsonl": GENERAL}
     files["task.jsonl"] = [{"text": json.dumps(task)} for task in TASK] + [GENERAL[5]]
@@ -113,7 +118,9 @@ def test_rows_without_a_trained_token_are_refused_or_dropped(prepared: Callable[
 def test_data_with_nothing_at_all_to_train_cannot_be_let_through(prepared: Callable[..., Prepared]) -> None:
     files = {"task.jsonl": TASK, "held.jsonl": [row("other")]}
     gates = {"untrained": "drop", "unended": "allow", "max_truncated": 1}
-    with pytest.raises(DataError, match=r"21 rows have no token to train within data.max_length=16"):
+    with pytest.raises(
+        DataError, match=r"20 rows have no token to train within data.max_length=16(.|\n)*1 rows have no token"
+    ):
         prepared(files, eval="held.jsonl", max_length=16, gates=gates)
 
 
