@@ -11,7 +11,9 @@ from fastapi import FastAPI
 
 from adapters.base import BaseModel
 from adapters.errors import Conflict
+from adapters.file_store import FileStore
 from adapters.ingest import Ingest
+from adapters.job_records import Job
 from adapters.jobs import Jobs
 from adapters.registry import Registry
 from adapters.sources.address import Policy
@@ -28,6 +30,8 @@ from server.engine.vllm import VllmEngine
 from server.errors import SettingsError
 from server.fairness import Turns
 from server.fetches import Fetches
+from server.fine_tuning import KIND as FINE_TUNE
+from server.fine_tuning import FineTuning
 from server.generate import Generator
 from server.intake import KIND as FETCH
 from server.intake import Intake
@@ -41,7 +45,9 @@ from server.resolve import Resolver
 from server.routes import (
     adapters,
     aliases,
+    data_files,
     files,
+    fine_tuning_jobs,
     generation,
     health,
     jobs,
@@ -76,7 +82,7 @@ def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None 
         app.include_router(noun.changing)
     for router in (upkeep.collecting, upkeep.verifying):
         app.include_router(router)
-    for each in (generation, models, uploads, files, jobs, operations, health):
+    for each in (generation, models, uploads, files, data_files, fine_tuning_jobs, jobs, operations, health):
         app.include_router(each.router)
     return app
 
@@ -105,7 +111,17 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     queue = Jobs(registry.database)
     policy = Policy(settings.source_protocols, settings.source_roots)
     intake = Intake(queue, ingest, admission, policy, limits, settings.source_timeout_s)
-    runner = JobRunner(queue, {FETCH: Kind(intake.work, settings.max_fetches)}, telemetry.job_ended)
+    files = FileStore(settings.data_dir / "files")
+    fine_tuning = FineTuning(queue, files, admission, base, settings)
+    kinds = {FETCH: Kind(intake.work, settings.max_fetches)}
+    if settings.fine_tuning:
+        kinds[FINE_TUNE] = Kind(fine_tuning.work, at_once=1)
+
+    def job_ended(job: Job) -> None:
+        telemetry.job_ended(job)
+        fine_tuning.ended(job)
+
+    runner = JobRunner(queue, kinds, job_ended)
     return Services(
         settings,
         base,
@@ -116,6 +132,8 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         admission,
         queue,
         intake,
+        files,
+        fine_tuning,
         runner,
         pool,
         turns,
@@ -180,6 +198,8 @@ def _take_up_jobs(services: Services) -> None:
 @asynccontextmanager
 async def _running(services: Services) -> AsyncIterator[None]:
     services.ingest.sweep()
+    services.files.sweep()
+    services.fine_tuning.sweep()
     services.pool.open()
     await services.shadows.reload()
     await services.lifecycle.resume()

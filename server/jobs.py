@@ -96,11 +96,9 @@ class Kind:
 
 
 class JobRunner:
-    """`kinds`: what is worked on here. `on_end`: told of every job that ends here, by kind and state."""
+    """`kinds`: what is worked on here. `on_end`: told of every job that ends here."""
 
-    def __init__(
-        self, jobs: Jobs, kinds: Mapping[str, Kind], on_end: Callable[[str, str], None] = lambda *_: None
-    ) -> None:
+    def __init__(self, jobs: Jobs, kinds: Mapping[str, Kind], on_end: Callable[[Job], None] = lambda _: None) -> None:
         self._jobs = jobs
         self._kinds = kinds
         self._on_end = on_end
@@ -215,7 +213,7 @@ class JobRunner:
             return
         log.info("job ended", extra={"job": ended.id, "kind": ended.kind, "state": ended.state})
         if ended.has_ended:
-            self._on_end(ended.kind, ended.state)
+            self._on_end(ended)
 
     async def _end(self, run: Run) -> Job:
         mine = (run.job.id, self._worker)
@@ -239,7 +237,8 @@ class JobRunner:
 
     def _fail(self, job_id: str, worker: str, error: Exception) -> Job:
         status, message, code = problems.told(error)
-        return self._jobs.fail(job_id, worker, code, message, status=status)
+        param = getattr(error, "param", None)
+        return self._jobs.fail(job_id, worker, code, message, status=status, **({"param": param} if param else {}))
 
     async def _in_table(self, call: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._table, call, *arguments)

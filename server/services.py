@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from adapters.base import BaseModel
+from adapters.file_store import FileStore
 from adapters.ingest import Ingest
 from adapters.jobs import Jobs
 from adapters.registry import Registry
@@ -16,6 +17,7 @@ from server.admission import Admission
 from server.engine.pool import EnginePool
 from server.fairness import Turns
 from server.fetches import Fetches
+from server.fine_tuning import FineTuning
 from server.generate import Generator
 from server.intake import Intake
 from server.jobs import JobRunner
@@ -38,6 +40,8 @@ class Services:
     admission: Admission
     jobs: Jobs
     intake: Intake
+    files: FileStore
+    fine_tuning: FineTuning
     runner: JobRunner
     pool: EnginePool
     turns: Turns

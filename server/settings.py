@@ -144,6 +144,14 @@ class Settings(BaseSettings):
     max_fetches: int = Field(default=2, ge=1)
     """How many sources are read at once; further ones wait."""
 
+    fine_tuning: bool = True
+    """Whether publishers may have adapters trained here, on the CPU, by a process beside the engine."""
+    fine_tuning_memory_bytes: int | None = Field(default=None, ge=1 << 28)
+    """What that process may take; a run that needs more fails. By default no limit of ours, but it is the first to be
+    killed when the machine's memory is short."""
+    fine_tuning_threads: int = Field(default=1, ge=1)
+    """Cores that it computes with, as far as the engine leaves them to it."""
+
     api_keys: tuple[str, ...] = ()
     """API keys given in place, each `scope+scope:key` (scopes: infer, publish, admin). Prefer `key_file`."""
     key_file: Path | None = None

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from adapters.job_records import Job
 from server.engine.pool import EnginePool
 from server.engine.protocol import Stats
 from server.fairness import Turns
@@ -63,8 +64,8 @@ class Telemetry:
 
         self._jobs = Counter("loraplex_jobs", "Jobs that ended here", ["kind", "state"], **named)  # type: ignore[arg-type]
 
-    def job_ended(self, kind: str, state: str) -> None:
-        self._jobs.labels(kind, state).inc()
+    def job_ended(self, job: Job) -> None:
+        self._jobs.labels(job.kind, job.state).inc()
 
     def request(self, adapter: str, endpoint: str, status: int, stats: Stats) -> None:
         """Record one finished generation. `adapter` is the registered name, or the base model's."""

@@ -1,10 +1,12 @@
-"""What every test shares: no network for model hubs, S3 and PostgreSQL servers, the demo base kept between runs."""
+"""What every test shares: no network for model hubs, S3 and PostgreSQL servers, the demo base kept between runs, and
+a base of random weights that is small enough to train in a second."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -44,3 +46,36 @@ def demo_base() -> Path:
     from adapters.demo_base import NAME, prepare_demo_base
 
     return prepare_demo_base(CACHE_DIR / "demo-base" / NAME)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(demo_base: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo_base)
+
+
+@pytest.fixture(scope="session")
+def small_base(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, with the demo base's tokenizer and chat template. Every width is a multiple of the NF4 block."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("bases") / "small"
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -1,4 +1,4 @@
-"""A base small enough to train in a second: random weights, the demo base's tokenizer and chat template."""
+"""Configurations of runs on the small base, with their data."""
 
 from __future__ import annotations
 
@@ -17,39 +17,6 @@ ROWS = """\
 {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At sea, far away."}]}
 {"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "At dawn."}]}
 """
-
-
-@pytest.fixture(scope="session")
-def tokenizer(demo_base: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(demo_base)
-
-
-@pytest.fixture(scope="session")
-def small_base(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every width is a multiple of the NF4 block."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("bases") / "small"
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture

@@ -1,0 +1,274 @@
+"""FLOW fine-tune, as a job: data files → a training process → the gate → the engine's trial → a version to chat with.
+
+What can be refused without looking into the files is refused at once; everything else is the job's error. The training
+process does the work; this side passes on what it says, stops it, and takes in what it leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from adapters.base import BaseModel
+from adapters.errors import ConfigError, DataError, JobCancelled, JobLost, NotFound, NotServable, TrainError
+from adapters.file_store import DataFile, FileStore
+from adapters.job_records import QUEUED
+from adapters.jobs import Job, Jobs
+from adapters.records import CHECKING, READY
+from adapters.registry import Version
+from adapters.train.metrics import Metrics, read_metrics
+from adapters.upload import UploadedFile, UploadOptions
+from server import trainer
+from server.admission import Admission
+from server.errors import BadRequest, Overloaded, PermissionDenied
+from server.fine_tuning_fields import JobFields, Resolved, configuration, read_job, require_configuration, resolve
+from server.jobs import Run, WorkerDied
+from server.settings import Settings
+
+KIND = "fine_tune"
+PURPOSE, RESULTS = "fine-tune", "fine-tune-results"
+MAX_QUEUED = 1000
+STOPPED = "training_stopped"
+"""What it says when somebody else than we sent it a SIGTERM: whoever stops all processes of a service, for example."""
+ADAPTER, FILES = "adapter", "files"
+STAGES = {
+    "validating": "Validating files",
+    "training": "Training begun on {train_rows} rows, {held_out_rows} held out",
+}
+LISTEN_S = 0.5
+"""How soon a training process hears that it shall stop."""
+STOP_S = 120.0
+"""How long it may take to come to the end of its step, and to write down where it is."""
+TRIAL_S = 5.0
+EVENTS = 100
+"""Steps of a run that become events; a run of more leaves some out, as few events of a job are kept."""
+DEFAULT_SEED = 42
+ERRORS = {kind.code: kind for kind in (ConfigError, DataError, NotServable)}
+"""Of what the training process says; anything else is a TrainError."""
+
+
+class FineTuning:
+    def __init__(self, jobs: Jobs, files: FileStore, admission: Admission, base: BaseModel, settings: Settings) -> None:
+        self._jobs = jobs
+        self._files = files
+        self._admission = admission
+        self._base = base
+        self._settings = settings
+        self._root = settings.data_dir.absolute() / "fine-tuning"
+
+    def ask(self, body: Mapping[str, Any], by: str) -> Job:
+        """A new job. Raises what is known to be wrong already."""
+        if not self._settings.fine_tuning:
+            raise PermissionDenied("fine-tuning is switched off here (fine_tuning)", code="fine_tuning_off")
+        fields = read_job(body)
+        if fields.model not in ("", self._base.name):
+            raise BadRequest(
+                f"model is {fields.model!r}; expected {self._base.name!r}, the base that is served here",
+                param="model",
+                code="model_not_found",
+            )
+        files = {"training_file": self._require_file("training_file", fields.training_file)}
+        if fields.validation_file is not None:
+            files["validation_file"] = self._require_file("validation_file", fields.validation_file)
+        require_configuration(self._sections("ft-x", fields, files, resolve(fields.wanted, 1)))
+        if self._jobs.count(QUEUED, [KIND]) >= MAX_QUEUED:
+            raise Overloaded(f"{MAX_QUEUED} fine-tuning jobs wait already; try again when some have ended")
+        kept = {param: asdict(file) for param, file in files.items()}
+        return self._jobs.create(KIND, {**fields.model_dump(mode="json", exclude_unset=True), FILES: kept}, by=by)
+
+    async def work(self, run: Run) -> Mapping[str, Any]:
+        fields = asked(run.job)
+        directory = self._directory(run.job)
+        hyperparameters = await asyncio.to_thread(self._lay_out, run.job, fields, directory)
+        run.report(hyperparameters=hyperparameters)
+        if not (directory / ADAPTER).exists():
+            await self._train(run, directory)
+        metrics = await asyncio.to_thread(read_metrics, directory / ADAPTER)
+        version, created = await self._admit(run, directory / ADAPTER)
+        table = io.BytesIO(metrics.table.encode())
+        results = await asyncio.to_thread(self._files.create, table, "step_metrics.csv", RESULTS, by=run.job.created_by)
+        await asyncio.to_thread(run.event, f"New fine-tuned model created: {version.adapter}")
+        return _result(version, created, metrics, results, hyperparameters)
+
+    def ended(self, job: Job) -> None:
+        """What it needed on the disk may go."""
+        if job.kind == KIND and job.has_ended:
+            shutil.rmtree(self._directory(job), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what jobs left that a crash kept from clearing up."""
+        for directory in self._root.iterdir() if self._root.exists() else ():
+            try:
+                self.ended(self._jobs.job(directory.name))
+            except NotFound:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _require_file(self, param: str, file_id: str) -> DataFile:
+        try:
+            file = self._files.file(file_id)
+        except NotFound as error:
+            raise BadRequest(error.message, param=param, code="file_not_found") from None
+        if file.purpose != PURPOSE:
+            raise BadRequest(
+                f"{param} {file_id} has the purpose {file.purpose!r}; upload it with the purpose {PURPOSE!r}",
+                param=param,
+                code="wrong_purpose",
+            )
+        return file
+
+    def _directory(self, job: Job) -> Path:
+        return self._root / job.id
+
+    def _lay_out(self, job: Job, fields: JobFields, directory: Path) -> dict[str, Any]:
+        """Everything that the training process reads, as it was at the first attempt. Gives what `auto` became."""
+        directory.mkdir(parents=True, exist_ok=True)
+        files = given_files(job)
+        for param, file in files.items():
+            self._link(param, file, directory / _data_path(param, file))
+        rows = _rows(directory / _data_path("training_file", files["training_file"]))
+        resolved = resolve(fields.wanted, rows)
+        sections = self._sections(adapter_name(job), fields, files, resolved)
+        (directory / "run.yaml").write_text(json.dumps(sections, indent=1), encoding="utf-8")  # JSON is YAML
+        return asdict(resolved)
+
+    def _link(self, param: str, file: DataFile, destination: Path) -> None:
+        """Another name for the same bytes: who deletes the file then does not take it from the job."""
+        if destination.exists():
+            return
+        destination.parent.mkdir(exist_ok=True)
+        self._require_file(param, file.id)
+        try:
+            os.link(self._files.path(file.id), destination)
+        except OSError:  # a file system without links
+            shutil.copyfile(self._files.path(file.id), destination)
+
+    def _sections(
+        self, name: str, fields: JobFields, files: Mapping[str, DataFile], resolved: Resolved
+    ) -> dict[str, Any]:
+        paths = {param: str(_data_path(param, file)) for param, file in files.items()}
+        data: dict[str, Any] = {"train": [paths["training_file"]]}
+        if "validation_file" in paths:
+            data["eval"] = paths["validation_file"]
+        fixed: dict[str, dict[str, Any]] = {
+            "model": {"model_name_or_path": str(self._base.path.absolute())},
+            "quantization": {"load_in_4bit": self._settings.quantization == "nf4"},
+            "data": data,
+            "training": {"seed": DEFAULT_SEED if fields.seed is None else fields.seed},
+            "output": {"output_dir": ADAPTER, "name": name, "max_lora_rank": self._settings.max_lora_rank},
+        }
+        return configuration(fields.wanted, resolved, fixed)
+
+    async def _train(self, run: Run, directory: Path) -> None:
+        limits = (self._settings.fine_tuning_memory_bytes, self._settings.fine_tuning_threads)
+        async with trainer.running(directory, *limits) as process:
+            try:
+                while (message := await process.heard(LISTEN_S)) is not None:
+                    await _pass_on(run, message)
+            except (JobCancelled, JobLost):
+                raise
+            except TrainError:
+                raise
+            except Exception:  # it is put aside, or the server stops: what is done shall not be lost
+                await process.stop(STOP_S)
+                raise
+            if not (directory / ADAPTER).exists():
+                raise WorkerDied(process.how_it_ended())
+
+    async def _admit(self, run: Run, directory: Path) -> tuple[Version, bool]:
+        lineage = {"run": public_id(run.job), "data_digest": f"sha256:{given_files(run.job)['training_file'].sha256}"}
+        options = UploadOptions(by=run.job.created_by, lineage=lineage)
+        with ExitStack() as stack:
+            files = await asyncio.to_thread(_open_files, directory, stack)
+            version, created = await self._admission.upload(adapter_name(run.job), files, options, TRIAL_S)
+        while version.state == CHECKING:  # its trial waits for an engine that starts, or for other trials
+            run.report(**run.progress)
+            version = await self._admission.settled(version, created, TRIAL_S)
+        if version.state != READY:
+            raise NotServable(f"{version.ref} is {version.state}: {version.reason or 'it cannot be served'}")
+        return version, created
+
+
+def public_id(job: Job) -> str:
+    """As OpenAI's ids look: `ftjob-…`."""
+    return f"ft{job.id}"
+
+
+def adapter_name(job: Job) -> str:
+    """Of what the job makes: the suffix, and the end of the job's id."""
+    suffix = job.params.get("suffix")
+    return "-".join(part for part in ("ft", suffix, job.id[-8:]) if part)
+
+
+def asked(job: Job) -> JobFields:
+    return read_job({key: value for key, value in job.params.items() if key != FILES})
+
+
+def given_files(job: Job) -> dict[str, DataFile]:
+    """`training_file` and perhaps `validation_file`, as they were when the job was made."""
+    return {param: DataFile(**file) for param, file in job.params[FILES].items()}
+
+
+def _data_path(param: str, file: DataFile) -> Path:
+    """In the job's directory, named so that a message about a row says whose it is."""
+    name = re.sub(r"[^\w.-]", "_", Path(file.filename).name, flags=re.ASCII).lstrip(".")[-100:] or "data.jsonl"
+    return Path(param) / name
+
+
+def _rows(path: Path) -> int:
+    with path.open("rb") as file:
+        return max(1, sum(bool(line.strip()) for line in file))
+
+
+def _open_files(directory: Path, stack: ExitStack) -> list[UploadedFile]:
+    paths = sorted(path for path in directory.iterdir() if path.is_file())
+    return [UploadedFile(path.name, stack.enter_context(path.open("rb"))) for path in paths]
+
+
+async def _pass_on(run: Run, message: Mapping[str, Any]) -> None:
+    """Raises what the job must end with."""
+    progress = dict(run.progress)
+    if (error := message.get("error")) is not None:
+        if error["code"] == STOPPED:
+            raise WorkerDied("the training process was told to stop")
+        raise ERRORS.get(error["code"], TrainError)(error["message"], code=error["code"])
+    if (stage := message.get("stage")) is not None:
+        progress |= dict(message)
+        await asyncio.to_thread(run.event, STAGES[stage].format(**message))
+    if (step := message.get("step")) is not None:
+        number, total = step["step"], message["total_steps"]
+        if number % max(1, -(-total // EVENTS)) == 0 or number == total:
+            text = f"Step {number}/{total}: training loss={step['loss']:.3f}"
+            figures = {"step": number, "total_steps": total, "train_loss": step["loss"]}
+            await asyncio.to_thread(lambda: run.event(text, **figures))
+        finish = time.time() + (total - number) * step["seconds"]
+        progress |= {"step": number, "total_steps": total, "train_loss": step["loss"]}
+        progress |= {"estimated_finish": int(finish)}
+    run.report(**progress)
+
+
+def _result(
+    version: Version, created: bool, metrics: Metrics, results: DataFile, hyperparameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": version.adapter,
+        "version": version.number,
+        "digest": version.digest,
+        "state": version.state,
+        "created": created,
+        "steps": metrics.steps,
+        "trained_tokens": metrics.trained_tokens,
+        "train_loss": metrics.train_loss,
+        "valid_loss": metrics.valid_loss,
+        "result_files": [results.id],
+        "hyperparameters": dict(hyperparameters),
+    }
