@@ -22,10 +22,11 @@ from server.fairness import BASE, Line, Turn, Turns
 from server.residency import Residency
 
 TEXTS = (
-    "Question: How do I reset my password?\nAnswer: Open the settings, choose Security, and click on Reset.",
-    "def mean(values):\n    return sum(values) / len(values)\n\nprint(mean([1, 2, 3]))",
-    "Bonjour, je voudrais annuler ma commande du 3 mars. Thank you for your order of 3 March.",
+    "Question: How do I reset my password?\nAnswer:",
+    "def mean(values):\n    return sum(values)",
+    "Bonjour, je voudrais annuler ma commande.",
 )
+"""Short: while the engine reads them, answers that stream meanwhile wait."""
 NO_EFFECT = 1e-3
 """Nats: what a change of no token exceeds is none. An adapter of zeros gives 0, rounding in bf16 up to about that."""
 CHANGES_NOTHING = "no token's log-probability changed: it answers as the base does"
