@@ -6,6 +6,7 @@ It knows nothing of files of data or of schedules.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from adapters.errors import ConfigError
 from adapters.nf4 import keep_unpacked, repair_dequantize
 from adapters.processor import multiplies_bf16
+from adapters.train.head_loss import chunked_loss, head_is_plain, without_head
 from adapters.train.labels import IGNORED, Example
 from adapters.train.packing import pack
 from adapters.train.sections import ModelSection, PeftSection, QuantizationSection
@@ -143,14 +145,15 @@ def trainable(model: Any) -> list[torch.nn.Parameter]:
 
 
 def loss_sum(model: Any, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the labelled tokens, in nats.
-
-    Logits are computed only at positions where some row has a label: with a large vocabulary and short answers
-    they are a good part of the step.
-    """
+    """Cross-entropy summed over the labelled tokens, in nats. Logits are made of no others, and of few at a time."""
+    causal = getattr(model, "get_base_model", lambda: model)()
+    chunked = head_is_plain(causal)
     targets = batch.labels[:, 1:]
     wanted = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(**batch.inputs, logits_to_keep=wanted).logits
+    with without_head(causal) if chunked else nullcontext() as head:
+        found = model(**batch.inputs, logits_to_keep=wanted).logits
     picked = targets[:, wanted]
     kept = picked != IGNORED
-    return torch.nn.functional.cross_entropy(logits[kept].float(), picked[kept], reduction="sum")
+    if head is not None:
+        return chunked_loss(causal, head, found[kept], picked[kept])
+    return torch.nn.functional.cross_entropy(found[kept].float(), picked[kept], reduction="sum")

@@ -23,6 +23,7 @@ from adapters.train.identity import identity
 from adapters.train.journal import CURVE, LOG, Evaluation, Journal, Step, Watch, draw_curve
 from adapters.train.labels import Example
 from adapters.train.loop import run_steps
+from adapters.train.low_rank import use_low_rank_products
 from adapters.train.optimizers import make_optimizer
 from adapters.train.prepare import Prepared, prepare
 from adapters.train.provenance import PROVENANCE, write_provenance
@@ -104,6 +105,7 @@ def load(config: TrainConfig, material: Material) -> Setup:
         models.check_packing(base, config.data.max_length)
     torch.manual_seed(config.training.seed)
     model = models.attach_lora(base, config.peft)
+    use_low_rank_products(model)
     if config.training.gradient_checkpointing:
         models.checkpoint_activations(model)
     return Setup(material.tokenizer, model, material.data)
