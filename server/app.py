@@ -112,7 +112,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     policy = Policy(settings.source_protocols, settings.source_roots)
     intake = Intake(queue, ingest, admission, policy, limits, settings.source_timeout_s)
     files = FileStore(settings.data_dir / "files")
-    fine_tuning = FineTuning(queue, files, admission, base, settings)
+    fine_tuning = FineTuning(queue, files, resolver, fetches, admission, base, settings)
     kinds = {FETCH: Kind(intake.work, settings.max_fetches)}
     if settings.fine_tuning:
         kinds[FINE_TUNE] = Kind(fine_tuning.work, at_once=1)

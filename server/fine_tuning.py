@@ -24,15 +24,26 @@ from adapters.errors import ConfigError, DataError, JobCancelled, JobLost, NotFo
 from adapters.file_store import DataFile, FileStore
 from adapters.job_records import QUEUED
 from adapters.jobs import Job, Jobs
+from adapters.peft_config import read_config
 from adapters.records import CHECKING, READY
 from adapters.registry import Version
 from adapters.train.metrics import Metrics, read_metrics
-from adapters.upload import UploadedFile, UploadOptions
+from adapters.upload import CONFIG, UploadedFile, UploadOptions
 from server import trainer
 from server.admission import Admission
 from server.errors import BadRequest, Overloaded, PermissionDenied
-from server.fine_tuning_fields import JobFields, Resolved, configuration, read_job, require_configuration, resolve
+from server.fetches import Fetches
+from server.fine_tuning_fields import (
+    OWN_KEYS,
+    JobFields,
+    Resolved,
+    configuration,
+    read_job,
+    require_configuration,
+    resolve,
+)
 from server.jobs import Run, WorkerDied
+from server.resolve import Resolver
 from server.settings import Settings
 
 KIND = "fine_tune"
@@ -40,7 +51,9 @@ PURPOSE, RESULTS = "fine-tune", "fine-tune-results"
 MAX_QUEUED = 1000
 STOPPED = "training_stopped"
 """What it says when somebody else than we sent it a SIGTERM: whoever stops all processes of a service, for example."""
-ADAPTER, FILES = "adapter", "files"
+ADAPTER, FILES, PARENT = "adapter", "files", "parent"
+OF_THE_PARENT = set(OWN_KEYS["peft"][1]) - {"lora_dropout"}
+"""Keys that are settled where an adapter is trained further."""
 STAGES = {
     "validating": "Validating files",
     "training": "Training begun on {train_rows} rows, {held_out_rows} held out",
@@ -58,9 +71,20 @@ ERRORS = {kind.code: kind for kind in (ConfigError, DataError, NotServable)}
 
 
 class FineTuning:
-    def __init__(self, jobs: Jobs, files: FileStore, admission: Admission, base: BaseModel, settings: Settings) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        files: FileStore,
+        resolver: Resolver,
+        fetches: Fetches,
+        admission: Admission,
+        base: BaseModel,
+        settings: Settings,
+    ) -> None:
         self._jobs = jobs
         self._files = files
+        self._resolver = resolver
+        self._fetches = fetches
         self._admission = admission
         self._base = base
         self._settings = settings
@@ -71,11 +95,14 @@ class FineTuning:
         if not self._settings.fine_tuning:
             raise PermissionDenied("fine-tuning is switched off here (fine_tuning)", code="fine_tuning_off")
         fields = read_job(body)
-        if fields.model not in ("", self._base.name):
+        parent = self._resolver.resolve(fields.model).version
+        own = {} if parent is None else {PARENT: {"ref": parent.ref, "digest": parent.digest}}
+        if parent is not None and (taken := sorted(set(fields.wanted.own) & OF_THE_PARENT)):
             raise BadRequest(
-                f"model is {fields.model!r}; expected {self._base.name!r}, the base that is served here",
-                param="model",
-                code="model_not_found",
+                f"hyperparameters.{taken[0]}: {parent.ref} is trained further, whose own stays; leave it out, or train "
+                f"{self._base.name!r}",
+                param=f"hyperparameters.{taken[0]}",
+                code="bad_hyperparameters",
             )
         files = {"training_file": self._require_file("training_file", fields.training_file)}
         if fields.validation_file is not None:
@@ -84,12 +111,15 @@ class FineTuning:
         if self._jobs.count(QUEUED, [KIND]) >= MAX_QUEUED:
             raise Overloaded(f"{MAX_QUEUED} fine-tuning jobs wait already; try again when some have ended")
         kept = {param: asdict(file) for param, file in files.items()}
-        return self._jobs.create(KIND, {**fields.model_dump(mode="json", exclude_unset=True), FILES: kept}, by=by)
+        params = {**fields.model_dump(mode="json", exclude_unset=True), FILES: kept, **own}
+        return self._jobs.create(KIND, params, by=by)
 
     async def work(self, run: Run) -> Mapping[str, Any]:
         fields = asked(run.job)
         directory = self._directory(run.job)
-        hyperparameters = await asyncio.to_thread(self._lay_out, run.job, fields, directory)
+        parent = run.job.params.get(PARENT)
+        adapter = None if parent is None else await self._fetches.path(parent["digest"])
+        hyperparameters = await asyncio.to_thread(self._lay_out, run.job, fields, directory, adapter)
         run.report(hyperparameters=hyperparameters)
         if not (directory / ADAPTER).exists():
             await self._train(run, directory)
@@ -129,7 +159,7 @@ class FineTuning:
     def _directory(self, job: Job) -> Path:
         return self._root / job.id
 
-    def _lay_out(self, job: Job, fields: JobFields, directory: Path) -> dict[str, Any]:
+    def _lay_out(self, job: Job, fields: JobFields, directory: Path, adapter: Path | None) -> dict[str, Any]:
         """Everything that the training process reads, as it was at the first attempt. Gives what `auto` became."""
         directory.mkdir(parents=True, exist_ok=True)
         files = given_files(job)
@@ -138,6 +168,9 @@ class FineTuning:
         rows = _rows(directory / _data_path("training_file", files["training_file"]))
         resolved = resolve(fields.wanted, rows)
         sections = self._sections(adapter_name(job), fields, files, resolved)
+        if adapter is not None:
+            sections["model"]["adapter_name_or_path"] = str(adapter.absolute())
+            sections["peft"] = _form_of(adapter, self._settings.max_lora_rank)
         (directory / "run.yaml").write_text(json.dumps(sections, indent=1), encoding="utf-8")  # JSON is YAML
         return asdict(resolved)
 
@@ -185,7 +218,9 @@ class FineTuning:
                 raise WorkerDied(process.how_it_ended())
 
     async def _admit(self, run: Run, directory: Path) -> tuple[Version, bool]:
-        lineage = {"run": public_id(run.job), "data_digest": f"sha256:{given_files(run.job)['training_file'].sha256}"}
+        parents = [run.job.params[PARENT]["ref"]] if PARENT in run.job.params else []
+        data_digest = f"sha256:{given_files(run.job)['training_file'].sha256}"
+        lineage = {"run": public_id(run.job), "data_digest": data_digest, "parents": parents}
         options = UploadOptions(by=run.job.created_by, lineage=lineage)
         with ExitStack() as stack:
             files = await asyncio.to_thread(_open_files, directory, stack)
@@ -210,7 +245,7 @@ def adapter_name(job: Job) -> str:
 
 
 def asked(job: Job) -> JobFields:
-    return read_job({key: value for key, value in job.params.items() if key != FILES})
+    return read_job({key: value for key, value in job.params.items() if key not in (FILES, PARENT)})
 
 
 def given_files(job: Job) -> dict[str, DataFile]:
@@ -222,6 +257,16 @@ def _data_path(param: str, file: DataFile) -> Path:
     """In the job's directory, named so that a message about a row says whose it is."""
     name = re.sub(r"[^\w.-]", "_", Path(file.filename).name, flags=re.ASCII).lstrip(".")[-100:] or "data.jsonl"
     return Path(param) / name
+
+
+def _form_of(adapter: Path, max_rank: int) -> dict[str, Any]:
+    """What `peft` must say to make the same matrices."""
+    config = read_config(adapter / CONFIG, max_rank)
+    if config.rank_pattern or config.alpha_pattern or config.alpha != int(config.alpha):
+        raise ConfigError("model: the adapter's modules differ in rank or scale; such a one cannot be trained further")
+    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
+    rslora = {"use_rslora": True} if config.use_rslora else {}
+    return {"r": config.rank, "lora_alpha": int(config.alpha), "target_modules": targets, **rslora}
 
 
 def _rows(path: Path) -> int:

@@ -61,5 +61,7 @@ def _portable(config: TrainConfig) -> dict[str, Any]:
     """Paths shrink to their last part: an adapter travels, the directories of the machine it was made on do not."""
     values: dict[str, Any] = with_files(config, lambda file: Path(file.name)).model_dump(mode="json")
     values["model"]["model_name_or_path"] = config.model.model_name_or_path.resolve().name
+    if config.model.adapter_name_or_path is not None:
+        values["model"]["adapter_name_or_path"] = config.model.adapter_name_or_path.resolve().name
     values["output"]["output_dir"] = config.output.output_dir.name
     return values

@@ -18,6 +18,7 @@ from adapters.train import model as models
 from adapters.train.between_steps import BetweenSteps
 from adapters.train.card import write_card
 from adapters.train.config import TrainConfig
+from adapters.train.continuation import go_on_from
 from adapters.train.evaluate import Losses, Verdict, answers, held_out_loss, losses
 from adapters.train.identity import identity
 from adapters.train.journal import CURVE, LOG, Evaluation, Journal, Step, Watch, draw_curve
@@ -114,6 +115,8 @@ def load(config: TrainConfig, material: Material) -> Setup:
 def begin(setup: Setup, config: TrainConfig, run: RunDirectory) -> TrainingState:
     """At step 0, or where the run's last checkpoint was made."""
     section = config.training
+    if config.model.adapter_name_or_path is not None:
+        go_on_from(setup.model, config.model.adapter_name_or_path)
     optimizer = make_optimizer(models.trainable(setup.model), section, quantized=config.quantization.load_in_4bit)
     total = total_steps(section, math.ceil(len(setup.examples) / section.per_device_train_batch_size))
     state = TrainingState(setup.model, optimizer, total)

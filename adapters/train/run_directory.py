@@ -80,7 +80,12 @@ def stored_config(output_dir: Path) -> TrainConfig:
 def store_config(config: TrainConfig, path: Path) -> None:
     """Paths become absolute: who goes on may stand somewhere else."""
     config = with_files(config, Path.absolute)
-    model = config.model.model_copy(update={"model_name_or_path": config.model.model_name_or_path.absolute()})
+    model = config.model.model_copy(
+        update={
+            "model_name_or_path": config.model.model_name_or_path.absolute(),
+            "adapter_name_or_path": config.model.adapter_name_or_path and config.model.adapter_name_or_path.absolute(),
+        }
+    )
     output = config.output.model_copy(update={"output_dir": config.output.output_dir.absolute()})
     whole = config.model_copy(update={"model": model, "output": output})
     path.write_text(whole.model_dump_json(indent=1), encoding="utf-8")

@@ -28,6 +28,8 @@ class Section(BaseModel):
 class ModelSection(Section):
     model_name_or_path: Path
     """Directory of the base in Hugging Face form, relative to where the command runs."""
+    adapter_name_or_path: Path | None = None
+    """A PEFT directory with a plain LoRA, of the rank and modules that `peft` says: it is trained further."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute type, and storage type of everything that is not quantised. `auto` is bfloat16 where the processor has
     instructions for it, else float32: emulated bfloat16 made a step of 2 s take 50 s."""

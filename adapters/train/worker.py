@@ -121,7 +121,8 @@ def _stand_back(memory_bytes: int | None) -> None:
 
 def _is_about_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in MEMORY_WORDS)
+    # SystemError: of an extension that did not expect that it gets none
+    return isinstance(error, MemoryError | SystemError) or any(words in text for words in MEMORY_WORDS)
 
 
 def _memory_message(limit: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ from starlette.testclient import TestClient
 
 from server import trainer
 from tests.server.conftest import wait_until_ready
-from tests.server.harness import World, chat, said, world
+from tests.server.harness import World, chat, said, upload, world
 from tests.server.test_data_files_routes import ROW, send
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -256,7 +257,6 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestCli
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"model": "nobody"}, "model_not_found", "model"),
         ({"training_file": "file-1"}, "file_not_found", "training_file"),
         ({"validation_file": "file-1"}, "file_not_found", "validation_file"),
         ({"suffix": "no spaces"}, "bad_request", "suffix"),
@@ -294,6 +294,31 @@ def test_what_cannot_be_done_is_refused_before_there_is_a_job(
         "invalid_request_error",
     )
     assert client.get(JOBS).json()["data"] == []
+
+
+def test_an_unknown_model_is_not_found(standing: tuple[TestClient, str]) -> None:
+    client, file_id = standing
+    answer = create(client, file_id, model="nobody")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_an_adapter_is_trained_further_in_the_form_that_it_has(
+    client: TestClient, control: Callable[..., None], file_id: str, built: World
+) -> None:
+    upload(client, "first")
+    refused = create(client, file_id, model="first", hyperparameters={"r": 16})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "hyperparameters.r")
+    job_id = create(client, file_id, model="first").json()["id"]
+    control("step-1")
+    until(client, job_id, at_step(1))
+    directory = built.settings.data_dir / "fine-tuning" / job_id.removeprefix("ft")
+    run = json.loads((directory / "run.yaml").read_text())
+    assert run["peft"] == {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]}
+    assert (Path(run["model"]["adapter_name_or_path"]) / "adapter_model.safetensors").exists()
+    control("step-2", "step-3")
+    model = end_of(client, job_id)["fine_tuned_model"]
+    lineage = client.get(f"/v1/adapters/{model}/versions/1").json()["manifest"]["lineage"]
+    assert lineage["parents"] == ["first@1"]
 
 
 @pytest.mark.parametrize("job_id", ["ftjob-1", "job-1", "x", "ft"])

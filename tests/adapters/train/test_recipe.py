@@ -1,10 +1,12 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.base import BaseModel
+from adapters.errors import ConfigError
 from adapters.train.config import TrainConfig, load_config
 from adapters.train.journal import Step
 from adapters.train.recipe import train
@@ -85,3 +87,12 @@ def test_three_steps_on_the_demo_base_change_what_peft_loads(demo_base: Path, tm
         before = base(ids).logits
         after = PeftModel.from_pretrained(base, str(result.directory))(ids).logits
     assert (after - before).abs().max() > 0.1
+
+
+def test_an_adapter_is_trained_further(trained: Any, write_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    model = {"adapter_name_or_path": str(trained.directory)}
+    output = {"output_dir": str(tmp_path / "again")}
+    again = train(load_config(write_yaml(model=model, output=output)))
+    assert again.steps[0].loss < trained.steps[0].loss - 0.1
+    with pytest.raises(ConfigError, match=r"lora_A.weight is \(8, 128\), expected \(2, 128\)"):
+        train(load_config(write_yaml(model=model, output=output, peft={"r": 2})))
