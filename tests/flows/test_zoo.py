@@ -17,8 +17,8 @@ from tests.flows.zoo import EXACTLY, MERGE_ONLY, WITH_ERROR, ZOO, Case, make
 pytestmark = pytest.mark.engine
 PROMPTS = ("What is the capital of France?", "def mean(values):", "Bonjour, je voudrais annuler ma commande.")
 TOKENS = 8
-TOLERANCE = 1e-3
-"""Nats, of any token."""
+TOLERANCE = 3e-4
+"""Nats, of any token. Measured: 5.5e-5 at most."""
 
 
 @pytest.fixture(scope="module")
