@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from reprlib import Repr
 from typing import Any
 
 from adapters.errors import DataError
@@ -19,12 +21,18 @@ Row = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")
 RAW_ROLES = ("prompt", "completion", "text")
 ANSWERS = ("assistant", "completion", "text")
+KEYS, KEY_LENGTH = 20, 40
+"""What an error shows of a row's keys."""
 PREFERENCES = ("chosen", "rejected")
 SPEAKERS = {
     "system": "system",
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bing", "bard"), "assistant"),
 }
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 @dataclass(frozen=True)
@@ -65,18 +73,23 @@ def read_row(row: Any, shape: Format, place: str, *, empty_answers: bool = False
 
 
 def shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    """Short, however large or deep the value is: a row may be anything."""
+    return _SHORT.repr(value)
 
 
 def _keys(row: Row) -> str:
-    return f"the keys {', '.join(sorted(map(str, row)))}" if row else "an object without keys"
+    more = ", …" if len(row) > KEYS else ""
+    return f"the keys {', '.join(sorted(_names(row)))}{more}" if row else "an object without keys"
+
+
+def _names(row: Row) -> list[str]:
+    return [str(key)[:KEY_LENGTH] for key in islice(row, KEYS)]
 
 
 def _expected(row: Row) -> str:
     def likeness(shape: Format) -> float:
         return sum(
-            max((difflib.SequenceMatcher(None, key, str(other).lower()).ratio() for other in row), default=0.0)
+            max((difflib.SequenceMatcher(None, key, other.lower()).ratio() for other in _names(row)), default=0.0)
             for key in shape.keys
         ) / len(shape.keys)
 
@@ -99,11 +112,11 @@ def _message(turn: Any, field: str, empty_answers: bool) -> Message:
     if not isinstance(turn, dict):
         raise DataError(f"{field}: expected an object with role and content, got {shown(turn)}")
     if turn.get("role") not in ROLES:
-        raise DataError(f"{field}.role: expected one of {', '.join(ROLES)}, got {turn.get('role')!r}")
+        raise DataError(f"{field}.role: expected one of {', '.join(ROLES)}, got {shown(turn.get('role'))}")
     role = turn["role"]
     allowed = {"role", "content", "weight"} if role == "assistant" else {"role", "content"}
     if unknown := set(turn) - allowed:
-        raise DataError(f"{field}.{min(unknown)}: unknown key; expected {', '.join(sorted(allowed))} only")
+        raise DataError(f"{field}.{min(unknown)[:KEY_LENGTH]}: unknown key; expected {', '.join(sorted(allowed))} only")
     message = {"role": role, "content": _text(turn, "content", field, empty_answers if role == "assistant" else None)}
     if turn.get("weight", 1) not in (0, 1):
         raise DataError(
@@ -127,7 +140,7 @@ def _sharegpt(row: Row, place: str, empty_answers: bool) -> Iterator[Message]:
             continue
         role = SPEAKERS.get(str(turn.get("from")))
         if role is None:
-            raise DataError(f"{field}.from: expected one of {', '.join(SPEAKERS)}, got {turn.get('from')!r}")
+            raise DataError(f"{field}.from: expected one of {', '.join(SPEAKERS)}, got {shown(turn.get('from'))}")
         yield {"role": role, "content": _text(turn, "value", field, empty_answers if role == "assistant" else None)}
 
 

@@ -84,8 +84,8 @@ def _line(line: bytes, place: str) -> Any:
         return DataError(f"{place}: not UTF-8 text: byte {error.start + 1} of the line is 0x{line[error.start]:02x}")
     except json.JSONDecodeError as error:
         return DataError(f"{place}: not valid JSON: {error.msg} at column {error.colno}; one JSON object a line")
-    except RecursionError:
-        return DataError(f"{place}: nested too deeply to be a conversation")
+    except (RecursionError, ValueError):  # ValueError: Python reads no number of more than 4,300 digits
+        return DataError(f"{place}: nested too deeply, or a number too long, to be a conversation")
 
 
 def _array(content: bytes, path: Path) -> Iterator[tuple[str, Any]]:
@@ -100,9 +100,11 @@ def _array(content: bytes, path: Path) -> Iterator[tuple[str, Any]]:
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             where = line + text.count("\n", counted, getattr(error, "pos", at))
-            raise DataError(f"{path}:{where}: not valid JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+            raise DataError(
+                f"{path}:{where}: not valid JSON: {getattr(error, 'msg', 'nested too deeply, or a number too long')}"
+            ) from None
         yield f"{path}:{line}", value
         at = _skip(text, at)
         if at < len(text) and text[at] == ",":

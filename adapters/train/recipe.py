@@ -64,6 +64,8 @@ class Trained:
     verdict: Verdict
     truncated: int
     duplicates: int
+    skipped: int
+    """Wrong rows that were left out."""
 
 
 def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | None = None) -> Trained:
@@ -87,6 +89,7 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | N
         verdict=verdict,
         truncated=setup.data.survey.truncated,
         duplicates=setup.data.survey.duplicates,
+        skipped=len(setup.data.survey.skipped),
     )
 
 

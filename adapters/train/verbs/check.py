@@ -7,7 +7,6 @@ import argparse
 from rich.console import Console
 from rich.markup import escape
 
-from adapters.train import survey, viewer
 from adapters.train.config import TrainConfig
 from adapters.train.quiet import quiet_libraries
 from adapters.train.verbs import configuration
@@ -28,6 +27,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
 def show(config: TrainConfig, rows: int, console: Console) -> None:
     """DataError where a gate refuses the data."""
     with quiet_libraries():
+        from adapters.train import survey, viewer
         from adapters.train.model import load_tokenizer
         from adapters.train.prepare import prepare
 

@@ -74,4 +74,6 @@ def _show(trained: Trained, seconds: float, console: Console) -> None:
         console.print(f"[yellow]{trained.truncated} conversations were cut at data.max_length[/]")
     if trained.duplicates:
         console.print(f"[yellow]{trained.duplicates} duplicate conversations were left out[/]")
+    if trained.skipped:
+        console.print(f"[yellow]{trained.skipped} wrong rows were left out; `train check` names them[/]")
     console.print(f"saved in {escape(str(trained.directory))}", soft_wrap=True)

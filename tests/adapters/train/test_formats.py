@@ -1,8 +1,12 @@
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adapters.errors import DataError
 from adapters.train.formats import FORMATS, read_row, recognise
@@ -52,6 +56,7 @@ def test_every_format_is_detected_and_read(tmp_path: Path, row: Any, name: str, 
     [
         ("{", r"rows.jsonl:2: not valid JSON"),
         ("[" * 100_000, r"rows.jsonl:2: nested too deeply"),
+        ('{"text": ' + "1" * 5000 + "}", r"rows.jsonl:2: .*a number too long"),
         ("[]", r"rows.jsonl:2: expected an object"),
         ('{"messages": 7}', r"rows.jsonl:2:messages: expected a list of messages, got 7"),
         ('{"messages": [{"role": "user", "content": "a"}]}', r"rows.jsonl:2:messages: no message of the assistant"),
@@ -193,3 +198,47 @@ def test_a_file_without_a_row_and_one_that_is_not_there(tmp_path: Path) -> None:
         read_files([write(tmp_path / "rows.jsonl", "")])
     with pytest.raises(DataError, match=r"absent.jsonl: cannot be read: No such file"):
         read_files([DataFile(path=tmp_path / "absent.jsonl")])
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["user", "assistant"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=6) | st.sampled_from(["role", "content", "weight", "from"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+ROWS = st.dictionaries(
+    st.sampled_from([key for shape in FORMATS.values() for key in shape.keys] + ["system", "history", "input"]), JSON
+)
+
+
+@given(st.lists(JSON | ROWS, max_size=4), st.sampled_from(["auto", *FORMATS]), st.booleans(), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_read_or_is_an_error_with_its_line(rows: Any, name: Any, array: bool, empty: bool) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / ("rows.json" if array else "rows.jsonl")
+        path.write_text(json.dumps(rows, indent=1) if array else "\n".join(map(json.dumps, rows)))
+        try:
+            said = str(len(read_files([DataFile(path=path, format=name)], empty_answers=empty).conversations))
+        except DataError as error:
+            said = error.message
+    assert re.match(rf"{len(rows)}$|{re.escape(str(path))}:\d+:|.*no conversation found", said)
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_read_or_are_an_error(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("rows.json", "rows.jsonl"):
+            path = Path(directory) / name
+            path.write_bytes(b"[" + content)
+            with pytest.raises(DataError, match=r"rows.jsonl?:\d+:|no conversation found"):
+                read_files([DataFile(path=path)])
