@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         made = verbs.add_parser(name, parents=[common], help=run.__doc__, description=run.__doc__)
         made.set_defaults(run=run)
         if name == "list":
-            made.add_argument("--state", choices=("queued", "running", "succeeded", "failed", "cancelled"))
+            made.add_argument("--state", choices=("queued", "running", "paused", "succeeded", "failed", "cancelled"))
             made.add_argument("--limit", type=int, default=50, help="at most (default: 50)")
         else:
             made.add_argument("job", help="its id, job-…")
