@@ -11,9 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from adapters.errors import AdapterError, ConfigError, DataError, Diverged, NotServable, RunStopped, WouldNotFit
-from adapters.train.verbs import check, estimate, resume, run
+from adapters.train.verbs import check, estimate, evaluate, inspect, resume, run, sweep
 
-VERBS: Mapping[str, ModuleType] = {"check": check, "estimate": estimate, "run": run, "resume": resume}
+VERBS: Mapping[str, ModuleType] = {
+    "check": check,
+    "estimate": estimate,
+    "run": run,
+    "resume": resume,
+    "eval": evaluate,
+    "inspect": inspect,
+    "sweep": sweep,
+}
 EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
     (ConfigError, 2, "configuration or command line"),
     (DataError, 3, "data"),

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from adapters.errors import ConfigError
+from adapters.train.aliases import own, own_key
 from adapters.train.sections import (
     DataFile,
     DataSection,
@@ -38,9 +39,13 @@ class TrainConfig(Section):
     output: OutputSection
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def ignore(warning: str) -> None: ...
+
+
+def load_config(path: Path, overrides: Sequence[str] = (), warn: Callable[[str], None] = ignore) -> TrainConfig:
     """Read, override, check; raises ConfigError with one line for each thing that is wrong."""
-    placed: TrainConfig = with_files(_checked(_read_yaml(path), overrides, str(path)), path.parent.joinpath)
+    checked = _checked(_read_yaml(path), overrides, str(path), warn)
+    placed: TrainConfig = with_files(checked, path.parent.joinpath)
     return placed
 
 
@@ -51,9 +56,14 @@ def config_of_model(model: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return _checked(values, overrides, "--set")
 
 
-def _checked(values: dict[str, Any], overrides: Sequence[str], source: str) -> TrainConfig:
+def _checked(
+    values: dict[str, Any], overrides: Sequence[str], source: str, warn: Callable[[str], None] = ignore
+) -> TrainConfig:
+    values, warnings = own(values, frozenset(keys(TrainConfig)))
     for override in overrides:
-        _apply(values, override)
+        warnings += _apply(values, override)
+    for warning in warnings:
+        warn(f"{source}: {warning}")
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -83,23 +93,37 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> list[str]:
+    """What to warn of."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: expected section.key=value, as in training.learning_rate=1e-4")
-    *sections, last = key.split(".")
+    try:
+        value = text if _is_text(key) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value cannot be read as YAML: {error}") from error
+    target, value, warning = own_key(key, value, frozenset(keys(TrainConfig)))
+    *sections, last = target.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value cannot be read as YAML: {error}") from error
+    values[last] = value
+    return [warning] if warning else []
+
+
+def _is_text(key: str) -> bool:
+    """Whether a key takes any text: `yes`, `007` and `3: 4` are taken as they are typed."""
+    section: Any = TrainConfig
+    for part in key.split("."):
+        if not (isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields):
+            return False
+        section = section.model_fields[part].annotation
+    return section is str
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    known = list(_keys(TrainConfig))
+    known = list(keys(TrainConfig))
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
@@ -109,9 +133,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{key}: {problem['msg']}, got {problem['input']!r}"
 
 
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _keys(kind, f"{prefix}{name}.")
+                yield from keys(kind, f"{prefix}{name}.")

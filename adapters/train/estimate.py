@@ -17,14 +17,11 @@ STATE_BLOCK = 256
 """Of double quantisation, and of bitsandbytes' 8-bit optimizers."""
 MASTER_BYTES = 4
 OPTIMIZER_BYTES: Mapping[str, float] = {
-    "adamw_torch": 0.0,
-    "adamw_torch_fused": 0.0,
     "adamw_8bit": 2 + 8 / STATE_BLOCK,
     "paged_adamw_8bit": 2 + 8 / STATE_BLOCK,
-    "paged_adamw_32bit": 8.0,
-    "sgd": 0.0,
+    "lion_8bit": 1 + 4 / STATE_BLOCK,
 }
-"""Bytes a trained parameter; 0 for torch's AdamW, which depends on the parameters' own type (`optimizer_bytes`)."""
+"""Bytes a trained parameter, of bitsandbytes' optimizers; what torch's AdamW takes goes by the parameters' type."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,6 @@ def constant_bits(block: int = NF4_BLOCK, *, double: bool) -> float:
 def optimizer_bytes(optimizer: str, parameter_bytes: int) -> float:
     """Bytes of state a trained parameter. torch's AdamW keeps two moments in the type of the parameter itself: 4N
     bytes where all is 16-bit, 8N in fp32. 8-bit states have one byte a moment and a scale for every 256."""
-    if optimizer == "sgd":
-        return 0.0
     return OPTIMIZER_BYTES.get(optimizer) or 2.0 * parameter_bytes
 
 

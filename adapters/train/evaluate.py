@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from adapters.train.formats import Message
 from adapters.train.labels import Example
 from adapters.train.model import collate, loss_sum
 from adapters.train.sections import EvalSection
@@ -76,15 +77,31 @@ def answers(model: Any, tokenizer: Any, section: EvalSection, *, base: bool = Fa
     """Greedy answers to the prompts of the configuration, in one batch; continuations where there is no template."""
     if not section.prompts:
         return []
-    tokenizer.padding_side = "left"
     if tokenizer.chat_template:
         chats = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
-        inputs = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        inputs = tokenizer(list(section.prompts), padding=True, return_tensors="pt")
+        return replies(model, tokenizer, chats, section.max_new_tokens, base=base)
+    tokenizer.padding_side = "left"
+    inputs = tokenizer(list(section.prompts), padding=True, return_tensors="pt")
+    return _generated(model, tokenizer, inputs, section.max_new_tokens, base=base)
+
+
+def replies(
+    model: Any, tokenizer: Any, chats: Sequence[Sequence[Message]], max_new_tokens: int, *, base: bool = False
+) -> list[str]:
+    """Greedy answers to the last message of every chat, all in one batch; with `base` the adapter is switched off."""
+    tokenizer.padding_side = "left"
+    inputs = tokenizer.apply_chat_template(
+        [list(chat) for chat in chats],
+        add_generation_prompt=True,
+        padding=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    return _generated(model, tokenizer, inputs, max_new_tokens, base=base)
+
+
+def _generated(model: Any, tokenizer: Any, inputs: Any, max_new_tokens: int, *, base: bool) -> list[str]:
     with _evaluating(model, base=base):
-        outputs = model.generate(**inputs, max_new_tokens=section.max_new_tokens, do_sample=False, use_cache=True)
+        outputs = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
     asked = inputs["input_ids"].shape[1]
     return [tokenizer.decode(row[asked:], skip_special_tokens=True).strip() for row in outputs]

@@ -9,6 +9,7 @@ from adapters.errors import WouldNotFit
 from adapters.train.architecture import Architecture, architecture_of, read_config
 from adapters.train.config import TrainConfig
 from adapters.train.estimate import Terms, Workload, full, lora, qlora
+from adapters.train.memory import has_cuda
 
 FULL, LORA, QLORA = "full fine-tuning", "LoRA", "QLoRA"
 
@@ -51,6 +52,8 @@ def workload(config: TrainConfig, longest_row: int | None = None) -> Workload:
     return Workload(
         batch=config.training.per_device_train_batch_size,
         tokens=min(longest_row or config.data.max_length, config.data.max_length),
+        checkpointing=config.training.gradient_checkpointing,
+        optimizer=_optimizer(config),
         dropout=config.peft.lora_dropout > 0,
         compute_bytes=_compute_bytes(config.model.dtype),
     )
@@ -72,6 +75,13 @@ def _targets(config: TrainConfig) -> list[str] | None:
     """None: every linear module of the blocks."""
     named = config.peft.modules_for_peft()
     return named if isinstance(named, list) else None
+
+
+def _optimizer(config: TrainConfig) -> str:
+    """As optimizers.py resolves `auto`, which needs to know the device."""
+    if config.training.optim != "auto":
+        return config.training.optim
+    return "paged_adamw_8bit" if config.quantization.load_in_4bit and has_cuda() else "adamw_torch"
 
 
 def _compute_bytes(dtype: str) -> int:

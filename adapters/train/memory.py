@@ -69,6 +69,10 @@ def _resident(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def has_cuda() -> bool:
+    return _cuda() is not None
+
+
 def _cuda() -> Any:
     try:
         import torch

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+
 from adapters.train.config import TrainConfig, load_config
 
 
@@ -19,4 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def configuration(arguments: argparse.Namespace) -> TrainConfig:
     """Raises ConfigError with a line for each thing that is wrong."""
     named = [f"output.name={arguments.name}"] if arguments.name else []
-    return load_config(arguments.config, [*arguments.set, *named])
+    return load_config(arguments.config, [*arguments.set, *named], warn)
+
+
+def warn(text: str) -> None:
+    Console(stderr=True).print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)

@@ -38,23 +38,18 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
 def train_and_hand_over(config: TrainConfig, arguments: argparse.Namespace, console: Console) -> None:
     expected = forecast(config)
     require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
+    with quiet_libraries(), console.status("loading torch, transformers and peft"):
+        from adapters.train.recipe import train
     begun = time.monotonic()
-    with measured() as memory:
-        trained = _train(config, console)
+    with quiet_libraries(), measured() as memory:
+        trained = train(config)
     _show(trained, time.monotonic() - begun, console)
-    console.print(f"peak memory {in_words(memory.peak)} measured, {in_words(expected.total)} estimated at most")
+    console.print(f"peak memory {in_words(memory.peak)} measured, {in_words(expected.total)} estimated")
     check_servable(trained.directory, config.model.model_name_or_path, config.output.max_lora_rank)
     if arguments.server:
         key = arguments.api_key or os.environ.get("LORAPLEX_API_KEY")
         version = upload(trained.directory, trained.name, config.output.description, arguments.server, key)
         console.print(f"served as [bold]{version['name']}@{version['version']}[/] by {arguments.server}")
-
-
-def _train(config: TrainConfig, console: Console) -> Trained:
-    with quiet_libraries():
-        with console.status("loading torch, transformers and peft"):
-            from adapters.train.recipe import train
-        return train(config)
 
 
 def _show(trained: Trained, seconds: float, console: Console) -> None:

@@ -8,7 +8,7 @@ from adapters.errors import ConfigError
 from adapters.train.config import load_config
 from adapters.train.reading import read_files
 
-SHIPPED = ("pirate", "ticket")
+SHIPPED = ("pirate", "records", "ticket")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -16,7 +16,7 @@ def test_every_shipped_yaml_loads_and_its_prompts_are_not_in_its_data(name: str)
     with as_file(files("adapters.train") / "demo" / f"{name}.yaml") as path:
         config = load_config(path)
         conversations = read_files(config.data.train).conversations
-    asked = {conversation.messages[0]["content"] for conversation in conversations}
+    asked = {conversation.messages[-2]["content"] for conversation in conversations}
     assert len(asked) == len(conversations) >= 60
     assert not asked & set(config.eval.prompts)
 
