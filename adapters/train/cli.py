@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from adapters.errors import AdapterError, ConfigError, DataError, Diverged, NotServable, RunStopped, WouldNotFit
-from adapters.train.verbs import check, estimate, evaluate, inspect, resume, run, sweep
+from adapters.train.verbs import check, estimate, evaluate, init, inspect, resume, run, sweep
 
 VERBS: Mapping[str, ModuleType] = {
+    "init": init,
     "check": check,
     "estimate": estimate,
     "run": run,

@@ -39,8 +39,11 @@ class QuantizationSection(Section):
     """Defaults equal what the server does in flight, so that an adapter is trained on what it will be served on."""
 
     load_in_4bit: bool = True
+    """The linear modules in 4 bits. On a CPU a small base takes no less memory for it, see `train estimate`."""
     bnb_4bit_quant_type: Literal["nf4"] = "nf4"
+    """The only 4-bit type that is served."""
     bnb_4bit_use_double_quant: bool = True
+    """Quantise the scales as well: 4.127 bits a weight instead of 4.5."""
     bnb_4bit_compute_dtype: Literal["bfloat16", "float32"] | None = None
     """By default `model.dtype`."""
 
@@ -107,6 +110,7 @@ class GatesSection(Section):
 
 class DataSection(Section):
     train: Annotated[tuple[TrainFile, ...], MinLen(1)]
+    """Files of rows: `[a.jsonl, {path: b.jsonl, weight: 2}]`."""
     eval: DataFile | None = None
     """Held-out rows in a file of their own; without it `eval_split` takes them from `train`."""
     eval_split: float = Field(default=0.1, gt=0, lt=1)
@@ -123,7 +127,9 @@ class DataSection(Section):
     packing: bool = False
     """Several rows in one sequence of up to `max_length`, none of which sees another; saves padding of short rows."""
     replay: ReplayFile | None = None
+    """A file of general data."""
     gates: GatesSection = GatesSection()
+    """Which faults of the data to let through."""
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> Self:
@@ -138,8 +144,11 @@ class TrainingSection(Section):
     num_train_epochs: float = Field(default=3, gt=0)
     """Passes over the training data."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Rows computed at once; activations grow with it."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches that make one step: a larger batch for the time of several, in the memory of one."""
     learning_rate: float = Field(default=2e-4, gt=0)
+    """The highest one. 1e-4 to 5e-4 is usual for a LoRA, ten times that of full fine-tuning; more where steps are few."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """After the warm-up; a cosine and a line end at a tenth of the learning rate."""
     warmup_steps: float = Field(default=3, ge=0)
@@ -150,8 +159,11 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     """Computes each layer twice and keeps its activations once: about a quarter slower, far less memory."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are cut to this length."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Pulls the adapter towards changing nothing."""
     seed: int = 42
+    """Of the order of rows, of the first weights and of dropout."""
 
 
 class EvalSection(Section):
@@ -166,15 +178,18 @@ class EvalSection(Section):
     prompts: tuple[str, ...] = ()
     """Asked before and after training, greedily; keep them out of the data."""
     max_new_tokens: int = Field(default=64, ge=1)
+    """Length of the answers to `prompts`; they take time."""
 
 
 class OutputSection(Section):
     output_dir: Path
     """Becomes the PEFT directory; an older one is replaced when the run has ended well."""
     name: str = Field(pattern=rf"^{NAME.pattern}$")
+    """What the adapter is called where it is served."""
     max_lora_rank: int = Field(default=16, ge=1)
     """The largest rank the server takes (its `max_lora_rank`); the finished adapter is checked against it."""
     description: str = ""
+    """For people, in the model card and the registry."""
     save_steps: Literal["auto", "never"] | Annotated[int, Field(ge=1)] = "auto"
     """Steps between two checkpoints. `auto` makes 4 to 20."""
     save_total_limit: int = Field(default=2, ge=1)
