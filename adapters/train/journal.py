@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from adapters.train.trackers import Tracker
+
 LOG = "log.jsonl"
 CURVE = "loss.png"
 
@@ -53,10 +55,18 @@ class Evaluation:
 class Journal:
     """Goes on behind what the log holds already: the steps of a run before it was interrupted."""
 
-    def __init__(self, directory: Path, name: str, total_steps: int, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        total_steps: int,
+        watch: Watch | None = None,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         self.steps, self.evaluations = read_log(directory / LOG)
         self._begun_with = len(self.steps)
         self._watch = watch
+        self._trackers = trackers
         self._total_steps = total_steps
         self._file = (directory / LOG).open("a", encoding="utf-8")
         self._progress = Progress(
@@ -100,6 +110,9 @@ class Journal:
     def _write(self, line: Step | Evaluation) -> None:
         self._file.write(json.dumps(asdict(line)) + "\n")
         self._file.flush()
+        figures = {key: value for key, value in asdict(line).items() if key != "step" and value is not None}
+        for tracker in self._trackers:
+            tracker(line.step, figures)
 
 
 def read_log(path: Path) -> tuple[list[Step], list[Evaluation]]:

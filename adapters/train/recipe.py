@@ -32,6 +32,7 @@ from adapters.train.run_directory import RunDirectory, opened
 from adapters.train.schedule import total_steps
 from adapters.train.state import TrainingState
 from adapters.train.stop import StopRequest, listening
+from adapters.train.trackers import tracked
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ class Trained:
 def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | None = None) -> Trained:
     """`stop`: set its `by` from elsewhere to have a checkpoint made and RunStopped raised."""
     material = read_material(config)
-    with opened(config, identity(config, material.data)) as run:
+    with opened(config, identity(config, material.data)) as run, tracked(config) as trackers:
         setup = load(config, material)
         state = begin(setup, config, run)
         before = answers(setup.model, setup.tokenizer, config.eval, base=True)
-        with Journal(run.path, config.output.name, state.total, watch) as journal:
+        with Journal(run.path, config.output.name, state.total, watch, trackers) as journal:
             learn(setup, config, state, run, journal, stop or StopRequest())
         verdict = judge(setup, config, state, journal, before)
         with staged(config.output.output_dir) as directory:

@@ -148,7 +148,7 @@ class TrainingSection(Section):
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches that make one step: a larger batch for the time of several, in the memory of one."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """The highest one. 1e-4 to 5e-4 is usual for a LoRA, ten times that of full fine-tuning; more where steps are few."""
+    """The highest one. 1e-4 to 5e-4 is usual for a LoRA, ten times that of full fine-tuning."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """After the warm-up; a cosine and a line end at a tenth of the learning rate."""
     warmup_steps: float = Field(default=3, ge=0)
@@ -196,3 +196,6 @@ class OutputSection(Section):
     """Checkpoints kept while the run goes on; when it has ended well they are removed."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the last whole checkpoint of an earlier, unfinished run; `never` starts anew."""
+    report_to: tuple[Literal["jsonl", "tensorboard", "mlflow"], ...] = ("jsonl",)
+    """Where losses go beside log.jsonl, which is always written: tensorboard writes `<output_dir>.tensorboard`, mlflow
+    goes by MLFLOW_TRACKING_URI. Both have to be installed for it."""

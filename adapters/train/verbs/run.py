@@ -15,6 +15,7 @@ from adapters.train.forecast import forecast, require_fit
 from adapters.train.handover import check_servable, upload
 from adapters.train.memory import measured
 from adapters.train.quiet import quiet_libraries
+from adapters.train.trackers import require_installed
 from adapters.train.verbs import configuration
 from adapters.train.verbs.estimate import add_memory, in_words, limit_of
 
@@ -36,6 +37,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def train_and_hand_over(config: TrainConfig, arguments: argparse.Namespace, console: Console) -> None:
+    require_installed(config.output.report_to)
     expected = forecast(config)
     require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
     with quiet_libraries(), console.status("loading torch, transformers and peft"):
