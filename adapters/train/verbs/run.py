@@ -16,8 +16,8 @@ from adapters.train.handover import check_servable, upload
 from adapters.train.memory import measured
 from adapters.train.quiet import quiet_libraries
 from adapters.train.trackers import require_installed
-from adapters.train.verbs import configuration
-from adapters.train.verbs.estimate import add_memory, in_words, limit_of
+from adapters.train.verbs import check, configuration
+from adapters.train.verbs.estimate import add_memory, in_words, limit_of, show
 
 if TYPE_CHECKING:
     from adapters.train.recipe import Trained
@@ -29,11 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     configuration.add_arguments(parser)
     parser.add_argument("--server", metavar="URL", help="upload the result to this server")
     parser.add_argument("--api-key", help="bearer key for --server; default: LORAPLEX_API_KEY")
+    parser.add_argument("--dry-run", action="store_true", help="check, estimate and the first sample; trains nothing")
     add_memory(parser)
 
 
 def execute(arguments: argparse.Namespace, console: Console) -> None:
+    if arguments.dry_run:
+        dry_run(configuration.configuration(arguments), arguments, Console())
+        return
     train_and_hand_over(configuration.configuration(arguments), arguments, console)
+
+
+def dry_run(config: TrainConfig, arguments: argparse.Namespace, console: Console) -> None:
+    """All that a run refuses before it loads a weight, in the same words and with the same exit codes."""
+    require_installed(config.output.report_to)
+    check.show(config, 1, console)
+    expected = forecast(config)
+    show(expected, limit_of(arguments), console)
+    require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
 
 
 def train_and_hand_over(config: TrainConfig, arguments: argparse.Namespace, console: Console) -> None:

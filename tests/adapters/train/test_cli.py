@@ -97,3 +97,23 @@ def test_every_exit_code_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> N
     told = " ".join(capsys.readouterr().out.split())
     assert [code for _, code, meaning in EXIT_CODES if f"{code} {meaning}" not in told] == []
     assert [code for _, code, _ in EXIT_CODES] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_dry_run_checks_estimates_shows_a_sample_and_trains_nothing(
+    write_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_yaml()
+    before = sorted(path.parent.iterdir())
+    assert main(["run", str(path), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    for said in ("rows ", "⟦", "optimizer states", "parameters"):
+        assert said in told
+    assert sorted(path.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"), [(["--set", "peft.q=1"], 2), (["--set", "data.max_length=16"], 3), (["--memory", "1MB"], 4)]
+)
+def test_a_dry_run_ends_as_the_run_would(write_yaml: Callable[..., Path], spoil: list[str], code: int) -> None:
+    path = write_yaml()
+    assert main(["run", str(path), "--dry-run", *spoil]) == code
