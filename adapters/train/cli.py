@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     # Beside a busy neighbour (an engine, a second run) threads that spin while they wait made a step of 2 s take
     # 40 to 90 s; threads that sleep make it 6 s, and alone 2.3 s. OpenMP reads this when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     console = Console(stderr=True)
     try:
         VERBS[arguments.verb].execute(arguments, console)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     codes = ", ".join(f"{code} {meaning}" for _, code, meaning in EXIT_CODES)
     parser = argparse.ArgumentParser(
         prog="loraplex train", description="Make a LoRA adapter and prove it.", epilog=EPILOG.format(codes)

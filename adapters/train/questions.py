@@ -23,8 +23,7 @@ def questions(conversations: Sequence[Conversation]) -> list[Question]:
         messages = conversation.messages
         last = max((number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0)
         if not last:
-            raise DataError(
-                f"{conversation.place}: nothing is asked here, so no answer can be compared; expected chats"
-            )
-        found.append(Question(tuple(messages[:last]), messages[last]["content"]))
+            raise DataError(f"{conversation.place}: no question and answer to compare; expected messages")
+        asked = tuple({key: message[key] for key in ("role", "content")} for message in messages[:last])
+        found.append(Question(asked, messages[last]["content"]))
     return found
