@@ -55,7 +55,7 @@ def test_mlflow_has_the_figures(
     write_yaml: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'runs'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     with tracked(load_config(write_yaml(output={"report_to": ["mlflow"]}))) as trackers:
         trackers[0](3, {"loss": 2.5})
     (run,) = mlflow.search_runs(experiment_names=["loraplex"], output_format="list")
