@@ -147,16 +147,14 @@ def _layer_bytes(architecture: Architecture, load: Workload, r: int, targets: Co
 
 
 def _adapter_bytes(architecture: Architecture, load: Workload, r: int, targets: Collection[str] | None) -> int:
-    """peft turns the input of every adapted module into fp32, a copy for each; in fp32 the modules share them. Dropout
-    has an output and a mask for each, on a CPU both in fp32."""
+    """What low_rank.py keeps: the input of an adapted module, once for all that read it, and its product with A.
+    Dropout has an output and a mask for each. DoRA, with peft's own product, takes more: fp32 copies."""
     adapted = [each for each in architecture.targeted(targets) for _ in range(each.count // architecture.layers)]
-    rows = sum(each.columns for each in adapted)
+    names = {each.name for each in adapted}
+    rows = sum(width for readers, width in _inputs(architecture) if readers & names)
     if load.dropout:
-        rows *= 2
-    elif load.compute_bytes == 4:
-        names = {each.name for each in adapted}
-        rows = sum(width for readers, width in _inputs(architecture) if readers & names)
-    return 4 * (rows + r * len(adapted))
+        rows = 2 * sum(each.columns for each in adapted)
+    return load.compute_bytes * (rows + r * len(adapted))
 
 
 def _inputs(architecture: Architecture) -> tuple[tuple[set[str], int], ...]:
@@ -170,6 +168,6 @@ def _inputs(architecture: Architecture) -> tuple[tuple[set[str], int], ...]:
 
 
 def logit_bytes(architecture: Architecture, load: Workload) -> int:
-    """12 bytes a logit at the peak: in 16 bits twice, in fp32 its log-softmax and its gradient."""
+    """12 bytes a logit at the peak: in the compute type, in fp32 its log-softmax and its gradient."""
     rows = load.batch * load.tokens
     return 12 * architecture.vocabulary * (rows if load.logit_rows is None else min(rows, load.logit_rows))

@@ -11,6 +11,8 @@ from adapters.train.config import TrainConfig
 from adapters.train.estimate import Terms, Workload, full, lora, qlora
 from adapters.train.memory import has_cuda
 
+LOGIT_CHUNK_BYTES = 32 << 20
+"""As in head_loss.py, which needs torch."""
 FULL, LORA, QLORA = "full fine-tuning", "LoRA", "QLoRA"
 
 
@@ -33,7 +35,7 @@ class Forecast:
 def forecast(config: TrainConfig, longest_row: int | None = None) -> Forecast:
     """`longest_row`: tokens; by default `data.max_length`, which no row exceeds."""
     architecture = architecture_of(read_config(config.model.model_name_or_path))
-    load, r, targets = workload(config, longest_row), config.peft.r, _targets(config)
+    load, r, targets = workload(config, architecture.vocabulary, longest_row), config.peft.r, _targets(config)
     double = config.quantization.bnb_4bit_use_double_quant
     return Forecast(
         architecture=architecture,
@@ -48,7 +50,7 @@ def forecast(config: TrainConfig, longest_row: int | None = None) -> Forecast:
     )
 
 
-def workload(config: TrainConfig, longest_row: int | None = None) -> Workload:
+def workload(config: TrainConfig, vocabulary: int, longest_row: int | None = None) -> Workload:
     return Workload(
         batch=config.training.per_device_train_batch_size,
         tokens=min(longest_row or config.data.max_length, config.data.max_length),
@@ -56,6 +58,7 @@ def workload(config: TrainConfig, longest_row: int | None = None) -> Workload:
         optimizer=_optimizer(config),
         dropout=config.peft.lora_dropout > 0,
         compute_bytes=_compute_bytes(config.model.dtype),
+        logit_rows=max(1, LOGIT_CHUNK_BYTES // (4 * vocabulary)),
     )
 
 

@@ -109,11 +109,14 @@ def kept_by_autograd(dtype: Any, targets: tuple[str, ...] | None, dropout: float
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from adapters.train.low_rank import use_low_rank_products
+
     model = LlamaForCausalLM(LlamaConfig(**{**SMALL, "use_cache": False})).to(dtype)
     if targets != ():
         named = list(targets) if targets else "all-linear"
         lora_config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=named, lora_dropout=dropout)
         model = get_peft_model(model, lora_config).base_model.model
+        assert use_low_rank_products(model) > 0
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: dict[int, int] = {}
 
@@ -198,3 +201,9 @@ def test_a_target_that_the_base_does_not_have_exits_2(tmp_path: Path, capsys: py
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     assert main(["estimate", "--model", str(tmp_path), "--set", "peft.target_modules=[c_attn]"]) == 2
     assert "this base has no c_attn; it has q_proj" in capsys.readouterr().err
+
+
+def test_logits_are_counted_in_the_chunks_that_the_loss_takes() -> None:
+    from adapters.train import forecast, head_loss
+
+    assert forecast.LOGIT_CHUNK_BYTES == head_loss.CHUNK_BYTES
