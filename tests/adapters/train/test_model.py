@@ -59,6 +59,31 @@ def test_an_evaluation_does_not_change_the_gradients_after_it(setup: recipe.Setu
     assert torch.allclose(before, after, rtol=1e-3, atol=1e-6)
 
 
+def test_checkpointed_activations_give_the_same_gradients_and_keep_less(config: TrainConfig) -> None:
+    """Dropout draws the same random numbers when a layer is computed again."""
+    config = config.model_copy(update={"peft": config.peft.model_copy(update={"lora_dropout": 0.5})})
+
+    def run(setup: recipe.Setup) -> tuple[torch.Tensor, int]:
+        kept, batch = [], batch_of(setup)
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.shape[:2] == batch.ids.shape:  # not weights
+                kept.append(tensor.numel())
+            return tensor
+
+        setup.model.train()
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return gradients(setup, batch), sum(kept)
+
+    plain, kept = run(recipe.set_up(config))
+    training = config.training.model_copy(update={"gradient_checkpointing": True})
+    checkpointed, kept_then = run(recipe.set_up(config.model_copy(update={"training": training})))
+    assert plain.norm() > 0
+    assert torch.equal(checkpointed, plain)
+    assert kept_then < kept / 4
+
+
 def test_accumulated_batches_give_the_gradient_of_the_whole(setup: recipe.Setup) -> None:
     pad: Any = setup.tokenizer.pad_token_id
     whole = gradients(setup, batch_of(setup))
