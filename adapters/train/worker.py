@@ -43,8 +43,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--memory-bytes", type=int, help="what the process may take; more fails the run")
     arguments = parser.parse_args(argv)
+    ended = threading.Event()
     with _own_output() as tell:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(os.getppid(), ended), daemon=True).start()
         _stand_back(arguments.memory_bytes)
         os.chdir(arguments.directory)  # so that messages about data name the files as the client called them
         with Path(LOCK).open("w") as lock:
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
                 if not _is_about_memory(error):
                     raise
                 tell({"error": {"code": "out_of_memory", "message": _memory_message(arguments.memory_bytes)}})
+        ended.set()
     return 0
 
 
@@ -101,13 +103,18 @@ def _own_output() -> Iterator[Tell]:
         yield tell
 
 
-def _end_with(parent: int) -> None:
-    """With the parent: when it closes our input, or, should another of its children hold that open, is gone."""
+def _end_with(parent: int, ended: threading.Event) -> None:
+    """With the parent: when it closes our input, or, should another of its children hold that open, is gone.
+
+    Once everything has been told the parent may close what it likes: the interpreter takes a second to go, and that is
+    no abortion.
+    """
     while os.getppid() == parent:
         readable, _, _ = select.select([0], [], [], LOOK_S)
         if readable and not os.read(0, 4096):
             break
-    os._exit(1)
+    if not ended.is_set():
+        os._exit(1)
 
 
 def _stand_back(memory_bytes: int | None) -> None:
