@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import ConfigError
 from adapters.train.config import TrainConfig
-from adapters.train.sections import DataSection, PeftSection, TrainingSection
+from adapters.train.method_sections import PeftSection
+from adapters.train.sections import DataSection, TrainingSection
 from server.errors import BadRequest
 
 Auto = Literal["auto"]
@@ -174,10 +175,17 @@ def require_configuration(sections: Mapping[str, Any]) -> None:
     try:
         TrainConfig.model_validate(sections)
     except ValidationError as error:
-        lines = [f"{each['loc'][-1]}: {each['msg']}, got {each['input']!r:.80}" for each in error.errors()]
-        raise BadRequest("; ".join(lines), param="hyperparameters", code="bad_hyperparameters") from None
+        raise BadRequest(
+            "; ".join(map(_problem, error.errors())), param="hyperparameters", code="bad_hyperparameters"
+        ) from None
     except ConfigError as error:
         raise BadRequest(error.message, param="hyperparameters", code="bad_hyperparameters") from None
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    if error["type"] == "value_error":  # of what does not go together: it says what it got, and the input is all of it
+        return str(error["ctx"]["error"])
+    return f"{error['loc'][-1]}: {error['msg']}, got {error['input']!r:.80}"
 
 
 def _section_of(key: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapters.errors import RunStopped
+from adapters.train.adalora import has_settled
 from adapters.train.config import TrainConfig
 from adapters.train.evaluate import Losses
 from adapters.train.journal import Evaluation, Journal
@@ -38,7 +39,8 @@ class BetweenSteps:
         step, total = self.state.step, self.state.total
         if due(step, self.config.eval.eval_steps, total):
             found = self.evaluate()
-            self.state.weigh(found.held_out)
+            if has_settled(self.state.model, step):  # of ranks still to be taken away, a lower loss says nothing
+                self.state.weigh(found.held_out)
             self.journal.evaluated(Evaluation(step, found.held_out, found.general))
         if self.stop.by or due(step, self.config.output.save_steps, total):
             self.save()

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from adapters.errors import ConfigError
 from adapters.train.aliases import own, own_key
+from adapters.train.method_sections import PeftSection, impossible
 from adapters.train.sections import (
     DataFile,
     DataSection,
     EvalSection,
     ModelSection,
     OutputSection,
-    PeftSection,
     QuantizationSection,
     Section,
     TrainingSection,
@@ -37,6 +37,13 @@ class TrainConfig(Section):
     training: TrainingSection
     eval: EvalSection = EvalSection()
     output: OutputSection
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainConfig:
+        problems = list(impossible(self.model, self.quantization, self.peft, self.training, self.data))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 def ignore(warning: str) -> None: ...
@@ -129,6 +136,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
         if problem["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             yield f"{key}: unknown key; the nearest is {nearest}"
+        elif problem["type"] == "value_error":  # of a validator of ours, which says what it got
+            yield f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
         else:
             yield f"{key}: {problem['msg']}, got {problem['input']!r}"
 

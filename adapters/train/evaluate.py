@@ -14,6 +14,7 @@ import torch
 
 from adapters.train.formats import Message
 from adapters.train.labels import Example
+from adapters.train.methods import base_alone
 from adapters.train.model import collate, loss_sum
 from adapters.train.sections import EvalSection
 
@@ -50,7 +51,7 @@ class Losses:
 def _evaluating(model: Any, *, base: bool) -> Iterator[None]:
     model.eval()
     try:
-        with torch.no_grad(), model.disable_adapter() if base else nullcontext():
+        with torch.no_grad(), base_alone(model) if base else nullcontext():
             yield
     finally:
         model.train()

@@ -35,7 +35,8 @@ class Forecast:
 def forecast(config: TrainConfig, longest_row: int | None = None) -> Forecast:
     """`longest_row`: tokens; by default `data.max_length`, which no row exceeds."""
     architecture = architecture_of(read_config(config.model.model_name_or_path))
-    load, r, targets = workload(config, architecture.vocabulary, longest_row), config.peft.r, _targets(config)
+    load, targets = workload(config, architecture.vocabulary, longest_row), _targets(config)
+    r = config.peft.rank(architecture.parameters)  # 0 for IA³ and prompts: a few vectors
     double = config.quantization.bnb_4bit_use_double_quant
     return Forecast(
         architecture=architecture,

@@ -138,4 +138,5 @@ def _run(point: Point, config: TrainConfig, key: str, parameters: int, run: Run)
 
 def _trained(architecture: Architecture, config: TrainConfig) -> int:
     named = config.peft.modules_for_peft()
-    return architecture.adapter_parameters(config.peft.r, named if isinstance(named, list) else None)
+    rank = config.peft.rank(architecture.parameters)
+    return architecture.adapter_parameters(rank, named if isinstance(named, list) else None)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from adapters.errors import Diverged
+from adapters.train import adalora
 from adapters.train.between_steps import BetweenSteps
 from adapters.train.journal import Journal, Step
 from adapters.train.labels import IGNORED, Example
@@ -43,6 +44,7 @@ def run_steps(
             group["lr"] = rate
         step_batches = [next(batches) for _ in range(section.gradient_accumulation_steps)]
         loss = backward(model, step_batches)
+        adalora.add_orthogonality(model)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise Diverged(
@@ -50,6 +52,7 @@ def run_steps(
                 f"(now {section.learning_rate}) or look for broken rows in the data"
             )
         optimizer.step()
+        adalora.reallocate(model, number)
         optimizer.zero_grad(set_to_none=True)
         state.step = number
         tokens = sum(batch.tokens for batch in step_batches)

@@ -1,4 +1,4 @@
-"""The model under training: the base as it will be served (NF4), a LoRA on top, and the loss on labelled tokens.
+"""The base under training, frozen and as it will be served (NF4), and the loss on labelled tokens.
 
 It knows nothing of files of data or of schedules.
 """
@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapters.errors import ConfigError
-from adapters.nf4 import keep_unpacked, repair_dequantize
+from adapters.nf4 import keep_unpacked
 from adapters.processor import multiplies_bf16
 from adapters.train.head_loss import chunked_loss, head_is_plain, without_head
 from adapters.train.labels import IGNORED, Example
 from adapters.train.packing import pack
-from adapters.train.sections import ModelSection, PeftSection, QuantizationSection
+from adapters.train.sections import ModelSection, QuantizationSection
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ def load_tokenizer(section: ModelSection) -> Any:
 
 def load_base(section: ModelSection, quantization: QuantizationSection) -> Any:
     """The base, frozen. In bf16 its embeddings, norms and lm_head are what the server holds (peft would upcast)."""
-    repair_dequantize()
     dtype = compute_dtype(section)
     model = AutoModelForCausalLM.from_pretrained(
         section.model_name_or_path,
@@ -123,18 +121,6 @@ def _nf4(section: QuantizationSection, dtype: torch.dtype) -> BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_4bit=True, **{"bnb_4bit_compute_dtype": dtype, **fields})
 
 
-def attach_lora(model: Any, section: PeftSection) -> Any:
-    """A is random, B is zero: before the first step the outputs equal the base's. Both are fp32."""
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=section.r,
-        lora_alpha=section.lora_alpha,
-        lora_dropout=section.lora_dropout,
-        target_modules=section.modules_for_peft(),
-    )
-    return get_peft_model(model, lora)
-
-
 def checkpoint_activations(model: Any) -> None:
     """Keep each layer's input only and compute the layer again in the backward pass."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -151,9 +137,17 @@ def loss_sum(model: Any, batch: Batch) -> Tensor:
     targets = batch.labels[:, 1:]
     wanted = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
     with without_head(causal) if chunked else nullcontext() as head:
-        found = model(**batch.inputs, logits_to_keep=wanted).logits
+        found = model(**batch.inputs, logits_to_keep=wanted + _put_before(model)).logits
     picked = targets[:, wanted]
     kept = picked != IGNORED
     if head is not None:
         return chunked_loss(causal, head, found[kept], picked[kept])
     return torch.nn.functional.cross_entropy(found[kept].float(), picked[kept], reduction="sum")
+
+
+def _put_before(model: Any) -> int:
+    """How many positions of the output belong to vectors that prompt tuning puts before the tokens."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None or config.peft_type != "PROMPT_TUNING" or model._adapters_disabled:
+        return 0
+    return int(config.num_virtual_tokens)

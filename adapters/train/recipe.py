@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from adapters.staging import staged
+from adapters.train import adalora, methods
 from adapters.train import model as models
 from adapters.train.between_steps import BetweenSteps
 from adapters.train.card import write_card
@@ -30,6 +32,8 @@ from adapters.train.prepare import Prepared, prepare
 from adapters.train.provenance import PROVENANCE, write_provenance
 from adapters.train.run_directory import RunDirectory, opened
 from adapters.train.schedule import total_steps
+from adapters.train.sections import TrainingSection
+from adapters.train.selftest import check_numerics
 from adapters.train.state import TrainingState
 from adapters.train.stop import StopRequest, listening
 from adapters.train.trackers import tracked
@@ -43,9 +47,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Setup:
+    config: TrainConfig
+    """With numbers instead of what goes by the base's size."""
     tokenizer: Any
     model: Any
     data: Prepared
+    notes: tuple[str, ...] = ()
 
     @property
     def examples(self) -> list[Example]:
@@ -67,6 +74,8 @@ class Trained:
     duplicates: int
     skipped: int
     """Wrong rows that were left out."""
+    notes: tuple[str, ...] = ()
+    """What had to be worked around on this machine."""
 
 
 def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | None = None) -> Trained:
@@ -81,7 +90,7 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | N
         verdict = judge(setup, config, state, journal, before)
         with staged(config.output.output_dir) as directory:
             shutil.copyfile(run.path / LOG, directory / LOG)
-            save(setup, config, state, journal, verdict, directory)
+            save(setup, state, journal, verdict, directory)
         run.remove()
     return Trained(
         directory=config.output.output_dir,
@@ -91,6 +100,7 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | N
         truncated=setup.data.survey.truncated,
         duplicates=setup.data.survey.duplicates,
         skipped=len(setup.data.survey.skipped),
+        notes=setup.notes,
     )
 
 
@@ -106,14 +116,21 @@ def read_material(config: TrainConfig) -> Material:
 
 def load(config: TrainConfig, material: Material) -> Setup:
     base = models.load_base(config.model, config.quantization)
+    notes = check_numerics(base)
     if config.data.packing:
         models.check_packing(base, config.data.max_length)
+    config = config.model_copy(update={"peft": config.peft.resolved(methods.parameter_count(base))})
     torch.manual_seed(config.training.seed)
-    model = models.attach_lora(base, config.peft)
+    steps = steps_of(config.training, material.data.epoch)
+    model = methods.attach(base, config.peft, steps, config.model.model_name_or_path)
     use_low_rank_products(model)
     if config.training.gradient_checkpointing:
         models.checkpoint_activations(model)
-    return Setup(material.tokenizer, model, material.data)
+    return Setup(config, material.tokenizer, model, material.data, notes)
+
+
+def steps_of(section: TrainingSection, examples: Sequence[Example]) -> int:
+    return total_steps(section, math.ceil(len(examples) / section.per_device_train_batch_size))
 
 
 def begin(setup: Setup, config: TrainConfig, run: RunDirectory) -> TrainingState:
@@ -122,8 +139,7 @@ def begin(setup: Setup, config: TrainConfig, run: RunDirectory) -> TrainingState
     if config.model.adapter_name_or_path is not None:
         go_on_from(setup.model, config.model.adapter_name_or_path)
     optimizer = make_optimizer(models.trainable(setup.model), section, quantized=config.quantization.load_in_4bit)
-    total = total_steps(section, math.ceil(len(setup.examples) / section.per_device_train_batch_size))
-    state = TrainingState(setup.model, optimizer, total)
+    state = TrainingState(setup.model, optimizer, steps_of(section, setup.examples))
     if run.checkpoint is not None:
         state.read(run.checkpoint)
     return state
@@ -145,6 +161,7 @@ def learn(
     between = BetweenSteps(config, state, journal, evaluate, lambda: run.save(state, config), stop)
     with listening(stop):
         run_steps(state, setup.examples, pad, config.training, journal, between)
+    adalora.settle(setup.model)
     if state.best_weights:
         state.take_best()
     else:
@@ -165,11 +182,11 @@ def judge(setup: Setup, config: TrainConfig, state: TrainingState, journal: Jour
     )
 
 
-def save(
-    setup: Setup, config: TrainConfig, state: TrainingState, journal: Journal, verdict: Verdict, directory: Path
-) -> None:
-    setup.model.peft_config["default"].base_model_name_or_path = config.model.model_name_or_path.resolve().name
-    setup.model.save_pretrained(directory, save_embedding_layers=False)  # `auto` would ask a model hub
+def save(setup: Setup, state: TrainingState, journal: Journal, verdict: Verdict, directory: Path) -> None:
+    config, ranks = setup.config, adalora.kept_ranks(setup.model)
+    methods.save(setup.model, config.model.model_name_or_path.resolve().name, directory)
+    if ranks:
+        adalora.draw_heat_map(ranks, directory / adalora.HEAT_MAP)
     draw_curve(journal.steps, journal.evaluations, verdict.held_out_adapter, directory / CURVE)
     write_provenance(config, setup.data, setup.tokenizer, verdict, state.best_step, directory / PROVENANCE)
-    write_card(config, verdict, state.best_step, directory / "README.md")
+    write_card(config, verdict, state.best_step, ranks, directory / "README.md")

@@ -1,11 +1,10 @@
 """The sections of a training configuration, a field a key of the YAML file; `config.py` reads them.
 
-Field names are those of peft and transformers. It knows nothing of torch.
+What is trained stands in `method_sections.py`. Names are those of peft and transformers. It knows nothing of torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -13,12 +12,6 @@ from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.names import NAME
-
-TARGET_PRESETS: Mapping[str, tuple[str, ...]] = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "attention-qv": ("q_proj", "v_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
 
 
 class Section(BaseModel):
@@ -46,20 +39,6 @@ class QuantizationSection(Section):
     """Quantise the scales as well: 4.127 bits a weight instead of 4.5."""
     bnb_4bit_compute_dtype: Literal["bfloat16", "float32"] | None = None
     """By default `model.dtype`."""
-
-
-class PeftSection(Section):
-    method: Literal["lora"] = "lora"
-    r: int = Field(default=8, ge=1, le=512)
-    lora_alpha: int = Field(default=16, ge=1)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Literal["attention", "attention-qv", "mlp", "all-linear"] | tuple[str, ...] = "all-linear"
-
-    def modules_for_peft(self) -> list[str] | str:
-        """peft finds `all-linear` itself in any architecture, leaving out the lm_head."""
-        if isinstance(self.target_modules, str):
-            return list(TARGET_PRESETS.get(self.target_modules, ())) or self.target_modules
-        return list(self.target_modules)
 
 
 class DataFile(Section):
@@ -188,6 +167,8 @@ class OutputSection(Section):
     """What the adapter is called where it is served."""
     max_lora_rank: int = Field(default=16, ge=1)
     """The largest rank the server takes (its `max_lora_rank`); the finished adapter is checked against it."""
+    max_error: float = Field(default=0.0, ge=0, le=1)
+    """What share of its change of the weights may be lost where it is no LoRA of that rank, as DoRA."""
     description: str = ""
     """For people, in the model card and the registry."""
     save_steps: Literal["auto", "never"] | Annotated[int, Field(ge=1)] = "auto"

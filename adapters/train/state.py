@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapters.train.adalora import allocation_state, load_allocation_state
+
 WEIGHTS, BEST, TENSORS, NUMBERS = "trained.safetensors", "best.safetensors", "state.pt", "state.json"
 
 
@@ -53,6 +55,7 @@ class TrainingState:
         tensors = {"optimizer": self.optimizer.state_dict(), "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["cuda"] = torch.cuda.get_rng_state_all()
+        tensors["allocation"] = allocation_state(self.model)
         torch.save(tensors, directory / TENSORS)
         numbers = {
             "step": self.step,
@@ -72,6 +75,7 @@ class TrainingState:
         torch.set_rng_state(tensors["torch"])
         if "cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(tensors["cuda"])
+        load_allocation_state(self.model, tensors["allocation"])
         numbers = json.loads((directory / NUMBERS).read_text(encoding="utf-8"))
         version, internal, gauss = numbers.pop("python")
         random.setstate((version, tuple(internal), gauss))

@@ -278,6 +278,7 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestCli
         ),
         ({"hyperparameters": {"rank": 4}}, "bad_hyperparameters", "hyperparameters.rank"),
         ({"hyperparameters": {"r": "four"}}, "bad_hyperparameters", "hyperparameters"),
+        ({"hyperparameters": {"init_lora_weights": "pissa"}}, "bad_hyperparameters", "hyperparameters"),
         ({"hyperparameters": {"output_dir": "/etc"}}, "bad_hyperparameters", "hyperparameters.output_dir"),
     ],
 )

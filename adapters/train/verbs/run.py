@@ -51,6 +51,8 @@ def dry_run(config: TrainConfig, arguments: argparse.Namespace, console: Console
 
 def train_and_hand_over(config: TrainConfig, arguments: argparse.Namespace, console: Console) -> None:
     require_installed(config.output.report_to)
+    if config.peft.foreseen:
+        console.print(f"[yellow]not servable:[/] {config.peft.foreseen}", soft_wrap=True)
     expected = forecast(config)
     require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
     with quiet_libraries(), console.status("loading torch, transformers and peft"):
@@ -60,10 +62,14 @@ def train_and_hand_over(config: TrainConfig, arguments: argparse.Namespace, cons
         trained = train(config)
     _show(trained, time.monotonic() - begun, console)
     console.print(f"peak memory {in_words(memory.peak)} measured, {in_words(expected.total)} estimated")
-    check_servable(trained.directory, config.model.model_name_or_path, config.output.max_lora_rank)
+    output = config.output
+    manifest = check_servable(
+        trained.directory, config.model.model_name_or_path, output.max_lora_rank, output.max_error
+    )
+    console.print(f"servable: {manifest.verdict}", soft_wrap=True)
     if arguments.server:
         key = arguments.api_key or os.environ.get("LORAPLEX_API_KEY")
-        version = upload(trained.directory, trained.name, config.output.description, arguments.server, key)
+        version = upload(trained.directory, trained.name, output.description, arguments.server, key, output.max_error)
         console.print(f"served as [bold]{version['name']}@{version['version']}[/] by {arguments.server}")
 
 
@@ -80,6 +86,8 @@ def _show(trained: Trained, seconds: float, console: Console) -> None:
         )
     for prompt, before, after in zip(verdict.prompts, verdict.before, verdict.after, strict=True):
         console.print(f"[bold]{escape(prompt)}[/]\n  base     {escape(before)}\n  adapter  {escape(after)}")
+    for note in trained.notes:
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     if trained.truncated:
         console.print(f"[yellow]{trained.truncated} conversations were cut at data.max_length[/]")
     if trained.duplicates:

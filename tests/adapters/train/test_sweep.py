@@ -32,7 +32,7 @@ class Runs:
         self.seen.append(config)
         if config.peft.r == self.diverge_at:
             raise Diverged("step 1: the loss is nan")
-        return 3.0, 1.0 / config.peft.r, 0.5
+        return 3.0, 1.0 / config.peft.rank(0), 0.5
 
 
 def test_a_grid_is_every_combination_and_alpha_may_follow_the_rank() -> None:
