@@ -58,6 +58,33 @@ def test_an_interrupted_run_ends_byte_for_byte_like_an_uninterrupted_one(
     assert not run_path(config.output.output_dir).exists()
 
 
+@pytest.mark.parametrize(
+    ("peft", "more"),
+    [
+        ({"method": "adalora", "lora_dropout": 0.3, "adalora": {"init_r": 4, "target_r": 2}}, {}),
+        (
+            {"init_lora_weights": "pissa", "r": 4, "lora_dropout": 0.3},
+            {"quantization": {"load_in_4bit": False}, "model": {"dtype": "float32"}},
+        ),
+    ],
+    ids=["adalora", "pissa"],
+)
+def test_so_does_one_with_a_state_of_its_own(
+    write_yaml: Callable[..., Path], tmp_path: Path, peft: dict[str, Any], more: dict[str, Any]
+) -> None:
+    """AdaLoRA has taken half of its ranks away where it is stopped; PiSSA began with a part of the base."""
+    training = {"max_steps": 10, "learning_rate": 1e-2}
+    config = load_config(write_yaml(peft=peft, eval=NOTHING_ASKED, training=training, **more))
+    train(config)
+    (tmp_path / "out").rename(tmp_path / "whole")
+    with pytest.raises(RunStopped):
+        train_until(5, config)
+    train(config)
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert log(tmp_path / "out") == log(tmp_path / "whole")
+
+
 def test_a_damaged_checkpoint_is_passed_over(write_yaml: Callable[..., Path], tmp_path: Path) -> None:
     config = load_config(write_yaml(eval=NOTHING_ASKED))
     with pytest.raises(RunStopped):
