@@ -36,8 +36,8 @@ def until(client: openai.OpenAI, job_id: str, *words: str) -> Any:
     """The job when one of its events begins with one of these words, or when it has ended."""
     deadline = time.monotonic() + 300
     while True:
-        job = client.fine_tuning.jobs.retrieve(job_id)
         events = list(client.fine_tuning.jobs.list_events(job_id))
+        job = client.fine_tuning.jobs.retrieve(job_id)  # after them: it is at least as far as they say
         if job.finished_at or any(event.message.startswith(words) for event in events if words):
             return job
         assert time.monotonic() < deadline, [event.message for event in events]
