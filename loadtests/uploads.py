@@ -26,11 +26,10 @@ from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
 from adapters.base import BaseModel
+from loadtests.base import add_base, chosen_base
 from loadtests.figures import ratio
 from loadtests.synthetic import write_adapter
-from server.base import find_base
 from server.launch import launch
-from server.settings import Settings
 
 QUIET, PLAIN, CONVERTED = "nobody uploads", "plain LoRAs", "DoRAs, converted"
 STREAMS = 4
@@ -52,10 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.uploads", description=__doc__)
     parser.add_argument("--seconds", type=float, default=12, help="a block (default: 12)")
     parser.add_argument("--repetitions", type=int, default=4, help="blocks of each kind (default: 4)")
-    parser.add_argument("--model", default="demo", help="base model directory (default: the demo base)")
-    parser.add_argument("--data-dir", type=Path, default=Path(".loraplex"), help="where the demo base is kept")
+    add_base(parser)
     arguments = parser.parse_args(argv)
-    base = find_base(Settings(model=arguments.model, data_dir=arguments.data_dir))
+    base = chosen_base(arguments)
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         flags = ["--model", str(base.path), "--served-model-name", base.name, "--data-dir", str(scratch / "data")]

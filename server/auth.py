@@ -60,7 +60,5 @@ def _is_local(host: str) -> bool:
         return False
 
 
-AnyCaller = Annotated[Caller, Depends(caller)]
 Reader = Annotated[Caller, Depends(require("infer"))]
 Publisher = Annotated[Caller, Depends(require("publish"))]
-Admin = Annotated[Caller, Depends(require("admin"))]

@@ -49,10 +49,6 @@ class Trainer:
                 while await self.heard(timeout_s) is not None:
                     pass
 
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.returncode
-
     def how_it_ended(self) -> str:
         code = self._process.returncode
         name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def _fit(plan: Plan, max_rank: int) -> dict[str, Fitted]:
         raise refuse("non_finite", f"what it adds to the weights cannot be computed: {error}") from error
 
 
-def _overall(fitted: Any) -> float:
+def _overall(fitted: Collection[Fitted]) -> float:
     off = math.sqrt(sum(each.off**2 for each in fitted))
     size = math.sqrt(sum(each.size**2 for each in fitted))
     if not math.isfinite(size):

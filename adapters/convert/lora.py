@@ -59,6 +59,8 @@ def lora(source: Source, max_rank: int) -> Plan | None:
     kind = "dora" if dora else init.partition("_")[0] if init else "lora"
     if (reason := _beyond_lora(source, tensors, dora)) is not None:
         return Plan(kind, merge_only=reason)
+    if not tensors.pairs:
+        raise refuse("no_modules", f"{source.weights.name} has only tensors that are the base's own, unchanged")
     initial = _initial(source, init) if init else None
     return Plan(kind, dict(_changes(source, tensors, scaling, dora, initial)), merges=dora)
 

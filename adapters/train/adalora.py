@@ -59,11 +59,6 @@ def settle(model: Any) -> None:
         model.base_model.rankallocator.mask_using_rank_pattern(model.base_model.model, pattern)
 
 
-def budget(model: Any, step: int) -> int:
-    """The ranks of all modules together that are left at `step`."""
-    return int(model.base_model.rankallocator.budget_schedule(step)[0])
-
-
 def kept_ranks(model: Any) -> Mapping[str, int]:
     """Module of the base → how many of its singular values are left. Empty for other methods."""
     if not is_adalora(model):

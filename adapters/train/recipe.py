@@ -105,10 +105,6 @@ def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | N
     )
 
 
-def set_up(config: TrainConfig) -> Setup:
-    return load(config, read_material(config))
-
-
 def read_material(config: TrainConfig) -> Material:
     """Everything that can be wrong with the data is found before the base is loaded."""
     tokenizer = models.load_tokenizer(config.model)

@@ -50,16 +50,12 @@ def _shop(arguments: argparse.Namespace) -> do.Shop:
     return Offline(arguments.data_dir, arguments.database_url, arguments.store_url)
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    asked = common.add_mutually_exclusive_group()
-    asked.add_argument("--server", help=f"its URL (default: LORAPLEX_SERVER, or {SERVER})")
-    asked.add_argument("--data-dir", type=Path, help="ask the store itself, without a server: the server's data_dir")
-    common.add_argument("--api-key", default=os.environ.get("LORAPLEX_API_KEY"), help="default: LORAPLEX_API_KEY")
-    for flag, variable in (("--database-url", "LORAPLEX_DATABASE_URL"), ("--store-url", "LORAPLEX_STORE_URL")):
-        common.add_argument(flag, default=os.environ.get(variable), help=f"with --data-dir (default: {variable})")
-    common.add_argument("--json", action="store_true", help="print the answer as JSON")
+Verb = Callable[[str, Callable[..., dict[str, Any]]], argparse.ArgumentParser]
+"""Makes the parser of a verb, by its name and what it runs."""
 
+
+def _parser() -> argparse.ArgumentParser:
+    common = _common()
     parser = argparse.ArgumentParser(prog="loraplex adapters", description="The adapters of a server, or of a store.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -68,6 +64,25 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
+    for add in (_add_push, _add_reading, _add_moving, _add_removing):
+        add(verb)
+    return parser
+
+
+def _common() -> argparse.ArgumentParser:
+    """Whom to ask, and how to answer."""
+    common = argparse.ArgumentParser(add_help=False)
+    asked = common.add_mutually_exclusive_group()
+    asked.add_argument("--server", help=f"its URL (default: LORAPLEX_SERVER, or {SERVER})")
+    asked.add_argument("--data-dir", type=Path, help="ask the store itself, without a server: the server's data_dir")
+    common.add_argument("--api-key", default=os.environ.get("LORAPLEX_API_KEY"), help="default: LORAPLEX_API_KEY")
+    for flag, variable in (("--database-url", "LORAPLEX_DATABASE_URL"), ("--store-url", "LORAPLEX_STORE_URL")):
+        common.add_argument(flag, default=os.environ.get(variable), help=f"with --data-dir (default: {variable})")
+    common.add_argument("--json", action="store_true", help="print the answer as JSON")
+    return common
+
+
+def _add_push(verb: Verb) -> None:
     pushing = verb("push", do.push)
     pushing.add_argument("path", help="a directory or an archive here, or a source that the server reads")
     pushing.add_argument("--name", required=True)
@@ -84,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     pushing.add_argument(
         "--tag", action="append", type=_tag, default=[], metavar="KEY=VALUE", help="of the version; may be given again"
     )
+
+
+def _add_reading(verb: Verb) -> None:
     listing = verb("list", do.list_adapters)
     listing.add_argument("name", nargs="?", help="one name, or how it begins: 'pirate-*'")
     listing.add_argument(
@@ -94,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     pulling = verb("pull", do.pull)
     pulling.add_argument("name", help="name, name@3, name@alias or name@sha256:…")
     pulling.add_argument("directory", type=Path, help="one that is empty, or not there yet")
+
+
+def _add_moving(verb: Verb) -> None:
     promoting = verb("promote", do.promote)
     promoting.add_argument("name")
     promoting.add_argument("version", type=int)
@@ -113,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     tagging = verb("tag", do.tag)
     tagging.add_argument("name", help="name, or name@3 for one version")
     tagging.add_argument("change", nargs="+", type=_change, metavar="KEY=VALUE|KEY-")
+
+
+def _add_removing(verb: Verb) -> None:
     removing = verb("rm", do.remove)
     removing.add_argument("name", help="name, or name@3 for one version")
     removing.add_argument("--force", action="store_true", help="cut off the requests that run")
@@ -127,7 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     verb("verify", do.verify).add_argument(
         "--repair", action="store_true", help="put right what can be, and take out of service what cannot"
     )
-    return parser
 
 
 def _tag(text: str) -> tuple[str, str]:

@@ -248,6 +248,14 @@ def test_damage_is_refused_by_its_name(tiny_base: BaseModel, tmp_path: Path) -> 
             assert refused.value.code == ("unknown_module" if expected == "unknown" else expected), (kind, damage)
 
 
+def test_copies_of_the_base_alone_are_no_adapter(tiny_base: BaseModel, tmp_path: Path) -> None:
+    save(tiny_base, lora(modules_to_save=["norm"]), tmp_path / "a", train=only("lora_"))
+    spoiled(tmp_path / "a", lambda tensors: [tensors.pop(name) for name in list(tensors) if "lora_" in name])
+    with pytest.raises(InvalidAdapter, match="unchanged") as refused:
+        convert(tmp_path / "a", tiny_base, 16)
+    assert refused.value.code == "no_modules"
+
+
 def test_dora_and_a_changed_base_at_once_are_refused(tiny_base: BaseModel, tmp_path: Path) -> None:
     save(tiny_base, lora(use_dora=True), tmp_path / "a")
     config = json.loads((tmp_path / "a/adapter_config.json").read_text()) | {"init_lora_weights": "pissa"}

@@ -11,7 +11,7 @@ from adapters.base import BaseModel
 from adapters.train.config import load_config, with_files
 from adapters.train.evaluate import held_out_loss
 from adapters.train.identity import identity
-from adapters.train.recipe import read_material, set_up, train
+from adapters.train.recipe import load, read_material, train
 from adapters.validate import validate
 
 GENERAL = [{"text": f"The rain of day {number} fell on the plain."} for number in range(12)]
@@ -51,7 +51,8 @@ def test_the_general_loss_is_of_every_token_but_the_first_of_each_text(configure
     """Against transformers' own loss, text by text."""
     import torch
 
-    setup = set_up(configured("general.jsonl"))
+    config = configured("general.jsonl")
+    setup = load(config, read_material(config))
     total, count = 0.0, 0
     for example in setup.data.general:
         ids = torch.tensor([example.ids])

@@ -12,7 +12,7 @@ from adapters.train.model import Batch, collate, loss_sum, trainable
 
 @pytest.fixture
 def setup(config: TrainConfig) -> recipe.Setup:
-    return recipe.set_up(config)
+    return recipe.load(config, recipe.read_material(config))
 
 
 def gradients(setup: recipe.Setup, batch: Batch) -> torch.Tensor:
@@ -76,9 +76,10 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less(config: 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             return gradients(setup, batch), sum(kept)
 
-    plain, kept = run(recipe.set_up(config))
+    plain, kept = run(recipe.load(config, recipe.read_material(config)))
     training = config.training.model_copy(update={"gradient_checkpointing": True})
-    checkpointed, kept_then = run(recipe.set_up(config.model_copy(update={"training": training})))
+    changed = config.model_copy(update={"training": training})
+    checkpointed, kept_then = run(recipe.load(changed, recipe.read_material(changed)))
     assert plain.norm() > 0
     assert torch.equal(checkpointed, plain)
     assert kept_then < kept / 4

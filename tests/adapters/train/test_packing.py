@@ -124,11 +124,11 @@ def test_a_base_with_a_short_window_is_refused(model: Any) -> None:
 
 
 def test_a_packed_run_trains(config: TrainConfig) -> None:
-    from adapters.train.recipe import set_up
+    from adapters.train.recipe import load, read_material
 
     packed = config.model_copy(update={"data": config.data.model_copy(update={"packing": True})})
-    setup = set_up(packed)
+    setup = load(packed, read_material(packed))
     assert [len(example.parts) for example in setup.examples] == [3]
-    alone = set_up(config)
+    alone = load(config, read_material(config))
     together = loss_sum(setup.model, collate(setup.examples, PAD)).item()
     assert together == pytest.approx(loss_sum(alone.model, collate(alone.examples, PAD)).item(), rel=2e-3)  # bf16
