@@ -22,6 +22,8 @@ AdapterError
 ├── RemoteError                  a server that we called did not do what we asked
 │   ├── RemoteUnreachable        it did not answer, or it is no server of ours
 │   └── RemoteRefusal            it refused; its message and code are passed on
+├── MergeError                   a merge cannot be done as it was asked for
+│   └── NotMergeable             this adapter has no place in this base's weights; the message says which part
 └── TrainError                   a training run cannot start or cannot go on
     ├── ConfigError              the configuration is wrong
     ├── DataError                the data is wrong; the message names file:line:field
@@ -138,6 +140,14 @@ class RemoteRefusal(RemoteError):
     def __init__(self, message: str, *, code: str | None = None, status: int = 500) -> None:
         super().__init__(message, code=code)
         self.status = status
+
+
+class MergeError(AdapterError):
+    code = "merge_error"
+
+
+class NotMergeable(MergeError):
+    code = "not_mergeable"
 
 
 class TrainError(AdapterError):

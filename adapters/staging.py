@@ -23,13 +23,13 @@ def staged(destination: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         yield staging
-        _settle(staging)
+        settle(staging)
         _swap(staging, destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _settle(directory: Path) -> None:
+def settle(directory: Path) -> None:
     """Flush every file and open it to other users: mkdtemp makes 0700 and safetensors 0600, against the umask."""
     directory.chmod(0o755)
     for path in directory.rglob("*"):

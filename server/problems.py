@@ -50,6 +50,8 @@ STATUS: dict[type[Exception], int] = {
     artifact.RemoteError: 502,
     artifact.RemoteUnreachable: 502,
     artifact.RemoteRefusal: 502,
+    artifact.MergeError: 400,
+    artifact.NotMergeable: 422,
     artifact.TrainError: 500,
     artifact.ConfigError: 400,
     artifact.DataError: 400,

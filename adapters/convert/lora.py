@@ -20,7 +20,7 @@ from adapters.lora_weights import not_a_lora_tensor, require_lora_module
 from adapters.peft_config import Scaling, modified_base, read_scaling, require_known, require_types
 from adapters.refusals import refuse
 from adapters.safetensors_header import TensorSpan
-from adapters.tensor_values import READABLE
+from adapters.tensor_values import READABLE, Matrix
 from adapters.upload import INITIAL
 
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_B\.bias|lora_magnitude_vector)(?:\.weight)?")
@@ -39,6 +39,19 @@ class Tensors:
     """Tensors of the base itself, trained or only saved along: biases, modules_to_save. By the base's name."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """All that a LoRA's file changes, compared with its configuration and the base."""
+
+    kind: str
+    changes: Mapping[str, Callable[[], Change]]
+    """Module → its ΔW."""
+    biases: Mapping[str, Callable[[], Matrix]]
+    """Module → what is added to what comes out of it."""
+    whole: Mapping[str, TensorSpan]
+    """The base's tensor → what stands in its place."""
+
+
 def lora(source: Source, max_rank: int) -> Plan | None:
     """None where it is plain already, and for what `validate` has to refuse."""
     config = source.config
@@ -50,19 +63,47 @@ def lora(source: Source, max_rank: int) -> Plan | None:
     special = dora or tensors.whole or config.get("lora_bias") or config.get("modules_to_save")
     if not (special or init or config.get("bias", "none") != "none" or scaling.largest_rank > max_rank):
         return None
-    for module, parts in tensors.pairs.items():
-        _require_pair(source, module, parts, scaling, dora)
-    if not tensors.pairs and not tensors.whole:
-        raise refuse("no_modules", f"{source.weights.name} has no tensor for any module of {source.base.name}")
-    if dora and init:
-        raise refuse("unsupported_variant", f"use_dora with init_lora_weights {init[:80]!r}")
-    kind = "dora" if dora else init.partition("_")[0] if init else "lora"
+    kind = _require_sound(source, tensors, scaling)
     if (reason := _beyond_lora(source, tensors, dora)) is not None:
         return Plan(kind, merge_only=reason)
     if not tensors.pairs:
         raise refuse("no_modules", f"{source.weights.name} has only tensors that are the base's own, unchanged")
     initial = _initial(source, init) if init else None
     return Plan(kind, dict(_changes(source, tensors, scaling, dora, initial)), merges=dora)
+
+
+def trained(source: Source) -> Trained:
+    """Also what no LoRA can stand for: a merge has a place for it."""
+    config = source.config
+    require_known(config)
+    require_types(config)
+    init, dora = modified_base(config), bool(config.get("use_dora"))
+    scaling, tensors = read_scaling(config, "lora_alpha"), _sort(source)
+    kind = _require_sound(source, tensors, scaling)
+    initial = _initial(source, init) if init else None
+    changes = dict(_changes(source, tensors, scaling, dora, initial))
+    biases = {
+        module: partial(_bias, source, parts[BIAS], scaling.scaling_of(module))
+        for module, parts in tensors.pairs.items()
+        if BIAS in parts
+    }
+    return Trained(kind, changes, biases, tensors.whole)
+
+
+def _require_sound(source: Source, tensors: Tensors, scaling: Scaling) -> str:
+    """What it is called."""
+    init, dora = modified_base(source.config), bool(source.config.get("use_dora"))
+    for module, parts in tensors.pairs.items():
+        _require_pair(source, module, parts, scaling, dora)
+    if not tensors.pairs and not tensors.whole:
+        raise refuse("no_modules", f"{source.weights.name} has no tensor for any module of {source.base.name}")
+    if dora and init:
+        raise refuse("unsupported_variant", f"use_dora with init_lora_weights {init[:80]!r}")
+    return "dora" if dora else init.partition("_")[0] if init else "lora"
+
+
+def _bias(source: Source, span: TensorSpan, scale: float) -> Matrix:
+    return np.asarray(source.values(span) * np.float32(scale), np.float32)
 
 
 def _sort(source: Source) -> Tensors:
@@ -111,7 +152,7 @@ def _beyond_lora(source: Source, tensors: Tensors, dora: bool) -> str | None:
     changed = [name for name, span in tensors.whole.items() if _is_changed(source, name, span)]
     if changed:
         return f"it changes {len(changed)} tensors of the base as a whole, such as {changed[0]}"
-    packed = [module for module in tensors.pairs if dora and not source.base_weights.is_plain(module + WEIGHT)]
+    packed = [module for module in tensors.pairs if dora and not source.weights_beneath.is_plain(module + WEIGHT)]
     if packed:
         return f"what DoRA changes depends on the base's weights, which are packed, such as {packed[0]}"
     return None
@@ -171,7 +212,7 @@ def _plain(source: Source, parts: Mapping[str, TensorSpan], scale: float) -> Fac
 
 def _dora(source: Source, module: str, parts: Mapping[str, TensorSpan], plain: Callable[[], Factors]) -> Change:
     """ΔW = m/‖W + s·B·A‖ · (W + s·B·A) - W, norms of rows (Liu et al. 2024)."""
-    weight, factors = source.base_weights.weight(module), plain()
+    weight, factors = source.weights_beneath.weight(module), plain()
     moved = weight + factors.b @ factors.a
     norms = np.linalg.norm(moved, axis=1)
     if not norms.all():

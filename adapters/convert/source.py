@@ -34,10 +34,14 @@ class Source:
     config: Mapping[str, Any]
     spans: Mapping[str, TensorSpan]
     """By the tensor's name without PEFT's prefix."""
+    beneath: BaseWeights | None = None
+    """The values of the base that it is put on, where they are not those that lie there: 4-bit ones."""
 
     @classmethod
-    def read(cls, staged: Path, base: BaseModel) -> Source:
-        return cls(base, staged / WEIGHTS, read_document(staged / CONFIG), _spans(staged / WEIGHTS, base))
+    def read(cls, staged: Path, base: BaseModel, prefix: str = "", beneath: BaseWeights | None = None) -> Source:
+        """`prefix`: of the names of its two files."""
+        weights = staged / f"{prefix}{WEIGHTS}"
+        return cls(base, weights, read_document(staged / f"{prefix}{CONFIG}"), _spans(weights, base), beneath)
 
     def beside(self, weights: Path) -> Source:
         """Another file of weights that the same configuration describes."""
@@ -46,6 +50,10 @@ class Source:
     @cached_property
     def base_weights(self) -> BaseWeights:
         return BaseWeights(self.base)
+
+    @property
+    def weights_beneath(self) -> BaseWeights:
+        return self.beneath or self.base_weights
 
     @property
     def kind(self) -> str:
