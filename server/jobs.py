@@ -106,6 +106,7 @@ class JobRunner:
         self._running: dict[asyncio.Task[None], Run] = {}
         self._woken = asyncio.Event()
         self._rounds: asyncio.Task[None] | None = None
+        self._closing = False
         # One of its own: beats must not stand in line behind uploads.
         self._table = ThreadPoolExecutor(1, "jobs")
 
@@ -143,9 +144,10 @@ class JobRunner:
 
     async def close(self) -> None:
         """Give back what runs; the next start, or another process, begins it anew."""
+        self._closing = True
+        self.wake()
         if self._rounds is not None:
-            self._rounds.cancel()
-            await asyncio.wait([self._rounds])
+            await self._rounds  # not cancelled: what it claims at this moment would be nobody's
         for run in self._running.values():
             run.stop(_Stopped())
         if self._running:
@@ -157,7 +159,7 @@ class JobRunner:
         self._table.shutdown()
 
     async def _go_round(self) -> None:
-        while True:
+        while not self._closing:
             try:
                 await self._round()
             except Exception as error:  # a database that is away for a moment must not end all jobs to come
@@ -175,7 +177,7 @@ class JobRunner:
         await self._in_table(self.recover)
         for run in list(self._running.values()):
             await self._beat(run)
-        while wanted := self._kinds_with_room():
+        while not self._closing and (wanted := self._kinds_with_room()):
             job = await self._in_table(self._jobs.claim, wanted, self._worker)
             if job is None:
                 return
@@ -241,7 +243,8 @@ class JobRunner:
         return self._jobs.fail(job_id, worker, code, message, status=status, **({"param": param} if param else {}))
 
     async def _in_table(self, call: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._table, call, *arguments)
+        """Done also where whoever waits for it is cancelled before its turn: a job that is given back, above all."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._table, call, *arguments))
 
 
 def _cancelled(run: Run) -> JobCancelled:
