@@ -17,6 +17,7 @@ import server
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HEAVY = {"torch", "vllm", "transformers", "peft", "bitsandbytes"}
+"""Seconds to import; the plugin is imported by every process of vLLM."""
 DATA = [
     path.relative_to(ROOT)
     for package in ("adapters", "server")
@@ -24,10 +25,9 @@ DATA = [
     if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
 ]
 REPORT = """
-import importlib, json, sys, time
-started = time.perf_counter()
+import importlib, json, sys
 importlib.import_module(sys.argv[1])
-print(json.dumps([time.perf_counter() - started, sorted(name for name in sys.modules if "." not in name)]))
+print(json.dumps([name for name in sys.modules if "." not in name]))
 """
 
 
@@ -50,23 +50,19 @@ def test_an_entry_point_is_installed_and_resolves(group: str, name: str) -> None
 
 @pytest.mark.parametrize(
     "module",
-    ["adapters", "adapters.ingest", "adapters.train.cli", "server.cli", "server.settings", "server.vllm_plugin"],
+    [
+        *("adapters", "adapters.ingest", "adapters.train.cli"),
+        *("server.app", "server.cli", "server.settings", "server.vllm_plugin"),
+    ],
 )
-def test_importing_is_fast_and_pulls_in_nothing_heavy(module: str) -> None:
-    seconds, imported = imported_by(module)
-    assert HEAVY & set(imported) == set()
-    assert seconds < 5  # under a second when idle; the plugin is imported by every process of vLLM
+def test_importing_pulls_in_nothing_heavy(module: str) -> None:
+    assert HEAVY & imported_by(module) == set()
 
 
-def test_the_composition_root_pulls_in_nothing_heavy_either() -> None:
-    assert HEAVY & set(imported_by("server.app")[1]) == set()
-
-
-def imported_by(module: str) -> tuple[float, list[str]]:
-    """Seconds, and the top-level modules that a fresh process then holds."""
+def imported_by(module: str) -> set[str]:
+    """The top-level modules that a fresh process then holds."""
     ended = subprocess.run([sys.executable, "-c", REPORT, module], cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, imported = json.loads(ended.stdout)
-    return float(seconds), list(imported)
+    return set(json.loads(ended.stdout))
 
 
 def test_there_is_data_to_ship() -> None:
