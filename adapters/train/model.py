@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from adapters.errors import ConfigError
 from adapters.nf4 import keep_unpacked
 from adapters.processor import multiplies_bf16
+from adapters.train.allocator import while_loading
 from adapters.train.head_loss import chunked_loss, head_is_plain, without_head
 from adapters.train.labels import IGNORED, Example
 from adapters.train.packing import pack
@@ -98,15 +99,25 @@ def load_tokenizer(section: ModelSection) -> Any:
 def load_base(section: ModelSection, quantization: QuantizationSection) -> Any:
     """The base, frozen. In bf16 its embeddings, norms and lm_head are what the server holds (peft would upcast)."""
     dtype = compute_dtype(section)
-    model = AutoModelForCausalLM.from_pretrained(
-        section.model_name_or_path,
-        dtype=dtype,
-        quantization_config=_nf4(quantization, dtype) if quantization.load_in_4bit else None,
-        local_files_only=True,
-    )
+    with while_loading():
+        model = AutoModelForCausalLM.from_pretrained(
+            section.model_name_or_path,
+            dtype=dtype,
+            quantization_config=_nf4(quantization, dtype) if quantization.load_in_4bit else None,
+            local_files_only=True,
+        )
+        if quantization.load_in_4bit:
+            _let_go_of_the_file(model)
     keep_unpacked(model)  # an evaluation would repack the weights and silently ruin every later gradient
     model.config.use_cache = False
     return model
+
+
+def _let_go_of_the_file(model: Any) -> None:
+    """What was not packed is a view of it, and keeps all of it mapped: pages of weights that nobody reads any more."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def compute_dtype(section: ModelSection) -> torch.dtype:

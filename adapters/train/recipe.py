@@ -17,7 +17,6 @@ import torch
 from adapters.staging import staged
 from adapters.train import adalora, methods
 from adapters.train import model as models
-from adapters.train.allocator import map_large_tensors
 from adapters.train.between_steps import BetweenSteps
 from adapters.train.card import write_card
 from adapters.train.config import TrainConfig
@@ -112,7 +111,6 @@ def read_material(config: TrainConfig) -> Material:
 
 
 def load(config: TrainConfig, material: Material) -> Setup:
-    map_large_tensors()
     base = models.load_base(config.model, config.quantization)
     notes = check_numerics(base)
     if config.data.packing:

@@ -5,9 +5,10 @@ import torch
 
 from adapters.train import loop, recipe
 from adapters.train.config import TrainConfig
-from adapters.train.evaluate import held_out_loss
+from adapters.train.evaluate import answers, held_out_loss
 from adapters.train.labels import IGNORED
 from adapters.train.model import Batch, collate, loss_sum, trainable
+from adapters.train.sections import EvalSection
 
 
 @pytest.fixture
@@ -92,3 +93,12 @@ def test_accumulated_batches_give_the_gradient_of_the_whole(setup: recipe.Setup)
     loop.backward(setup.model, [collate([example], pad) for example in setup.examples])
     parts = torch.cat([parameter.grad.flatten() for parameter in trainable(setup.model)])
     assert torch.nn.functional.cosine_similarity(whole, parts, dim=0) > 0.999
+
+
+def test_several_prompts_do_not_take_a_copy_of_the_head_each(setup: recipe.Setup) -> None:
+    """Of rows that are a view of longer ones, torch makes a batch, and repeats the weights for it."""
+    seen: list[bool] = []
+    head = setup.model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].is_contiguous()))
+    answers(setup.model, setup.tokenizer, EvalSection(prompts=("Hello", "Who are you there?"), max_new_tokens=2))
+    assert seen == [True, True]
