@@ -29,7 +29,7 @@ from adapters.records import CHECKING, READY
 from adapters.registry import Version
 from adapters.train.metrics import Metrics, read_metrics
 from adapters.upload import CONFIG, UploadedFile, UploadOptions
-from server import trainer
+from server import worker_process
 from server.admission import Admission
 from server.errors import BadRequest, Overloaded, PermissionDenied
 from server.fetches import Fetches
@@ -47,6 +47,7 @@ from server.resolve import Resolver
 from server.settings import Settings
 
 KIND = "fine_tune"
+WORKER = "adapters.train.worker"
 PURPOSE, RESULTS = "fine-tune", "fine-tune-results"
 MAX_QUEUED = 1000
 STOPPED = "training_stopped"
@@ -203,7 +204,7 @@ class FineTuning:
 
     async def _train(self, run: Run, directory: Path) -> None:
         limits = (self._settings.fine_tuning_memory_bytes, self._settings.fine_tuning_threads)
-        async with trainer.running(directory, *limits) as process:
+        async with worker_process.running(WORKER, "training", directory, *limits) as process:
             try:
                 while (message := await process.heard(LISTEN_S)) is not None:
                     await _pass_on(run, message)

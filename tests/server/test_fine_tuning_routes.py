@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from server import trainer
+from server import fine_tuning
 from tests.server.conftest import wait_until_ready
 from tests.server.harness import World, chat, said, upload, world
 from tests.server.test_data_files_routes import ROW, send
@@ -23,7 +23,7 @@ JOBS = "/v1/fine_tuning/jobs"
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "MODULE", "tests.server.stand_in_trainer")
+    monkeypatch.setattr(fine_tuning, "WORKER", "tests.server.stand_in_trainer")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The process that trains beside the engine: begun, listened to, stopped. Knows no jobs and nothing of training."""
+"""A process that trains or merges beside the engine: begun, listened to, stopped. Knows no jobs, and not the work."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-MODULE = "adapters.train.worker"
+from adapters import errors
+from adapters.errors import AdapterError
+
 LOG = "worker.log"
 LINE_BYTES = 1 << 22
 """The longest message."""
 TAIL_CHARACTERS = 600
 
 
-class Trainer:
-    """One process at work in `directory`; see adapters/train/worker.py for what it says."""
+class WorkerProcess:
+    """One process at work in a directory; see adapters/background.py for how it speaks."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, doing: str, log: Path) -> None:
         self._process = process
+        self._doing = doing
         self._log = log
 
     async def heard(self, timeout_s: float) -> Mapping[str, Any] | None:
@@ -41,7 +44,7 @@ class Trainer:
         return message
 
     async def stop(self, timeout_s: float) -> None:
-        """Ask it to stop between two steps, and wait; whoever leaves `running` kills what is left."""
+        """Ask it to stop where it can be taken up again, and wait; whoever leaves `running` kills what is left."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         with contextlib.suppress(TimeoutError):
@@ -53,16 +56,18 @@ class Trainer:
         code = self._process.returncode
         name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         tail = self._log.read_text(errors="replace").strip()[-TAIL_CHARACTERS:] if self._log.exists() else ""
-        return f"the training process ended with {name}" + f": …{tail}" * bool(tail)
+        return f"the {self._doing} process ended with {name}" + f": …{tail}" * bool(tail)
 
 
 @asynccontextmanager
-async def running(directory: Path, memory_bytes: int | None, threads: int) -> AsyncIterator[Trainer]:
+async def running(
+    module: str, doing: str, directory: Path, memory_bytes: int | None, threads: int
+) -> AsyncIterator[WorkerProcess]:
     """A process of its own session: a signal for the server must not reach it. It is gone when the block ends.
 
-    `directory` is absolute.
+    `module` is run in `directory`, which is absolute; `doing` says what for, in one word.
     """
-    command = [sys.executable, "-m", MODULE, str(directory)]
+    command = [sys.executable, "-m", module, str(directory)]
     command += [] if memory_bytes is None else ["--memory-bytes", str(memory_bytes)]
     with (directory / LOG).open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -75,7 +80,7 @@ async def running(directory: Path, memory_bytes: int | None, threads: int) -> As
             limit=LINE_BYTES,
         )
     try:
-        yield Trainer(process, directory / LOG)
+        yield WorkerProcess(process, doing, directory / LOG)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -87,3 +92,10 @@ def _environment(threads: int) -> dict[str, str]:
     own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return {**os.environ, **own, **offline}
+
+
+def error_of(told: Mapping[str, Any]) -> AdapterError:
+    """Of what a process says in its last message, as it was raised there."""
+    kind = getattr(errors, told.get("class", ""), errors.AdapterError)
+    made: AdapterError = kind(told["message"], code=told["code"])
+    return made
