@@ -24,6 +24,9 @@ AdapterError
 │   └── RemoteRefusal            it refused; its message and code are passed on
 ├── MergeError                   a merge cannot be done as it was asked for
 │   └── NotMergeable             this adapter has no place in this base's weights; the message says which part
+├── ExportError                  an export cannot be made, or is not what it should be
+│   ├── NotExportable            this model or adapter cannot be written in this format
+│   └── NotTheSame               loaded again, the export computes something else than its source
 └── TrainError                   a training run cannot start or cannot go on
     ├── ConfigError              the configuration is wrong
     ├── DataError                the data is wrong; the message names file:line:field
@@ -148,6 +151,18 @@ class MergeError(AdapterError):
 
 class NotMergeable(MergeError):
     code = "not_mergeable"
+
+
+class ExportError(AdapterError):
+    code = "export_error"
+
+
+class NotExportable(ExportError):
+    code = "not_exportable"
+
+
+class NotTheSame(ExportError):
+    code = "export_differs"
 
 
 class TrainError(AdapterError):
