@@ -26,7 +26,7 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "4"
+REVISION = "5"
 """The last step in `migrations/versions`."""
 
 
@@ -166,4 +166,24 @@ job_events = Table(
     Column("level", String(16), nullable=False),
     Column("message", Text, nullable=False),
     Column("data", JSON),
+)
+
+# Of an engine of merged weights. It outlives its version: what was learned of it is worth knowing.
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("server", String(32), nullable=False),
+    Column("adapter", String(128), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("job", String(32)),
+    Column("figures", JSON, nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("switched_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Index("ix_promotions_state", "state"),
 )
