@@ -6,6 +6,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -22,8 +24,9 @@ from adapters.upload import UploadLimits
 from server import problems
 from server.admission import Admission
 from server.base import find_base, weights_of
-from server.engine import vllm_args
+from server.engine import memory_plan, vllm_args
 from server.engine.fake import FakeEngine
+from server.engine.merged import MergedEngines
 from server.engine.pool import EnginePool
 from server.engine.protocol import Engine
 from server.engine.vllm import VllmEngine
@@ -63,15 +66,25 @@ from server.settings import Settings
 from server.shadow import Shadows
 from server.telemetry import Telemetry
 from server.upkeep import Upkeep
+from server.ways import Ways
+
+MakeMerged = Callable[[str, Path], Engine]
+"""Makes an engine for merged weights: the name of the version, and where they lie."""
 
 
-def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None = None) -> FastAPI:
-    """The application, unstarted. `build_engine` replaces the engine that the settings name (tests)."""
+def create_app(
+    settings: Settings,
+    *,
+    build_engine: Callable[[], Engine] | None = None,
+    make_merged: MakeMerged | None = None,
+) -> FastAPI:
+    """The application, unstarted. `build_engine` and `make_merged` replace the settings' engines (tests)."""
     _make_data_dir(settings)
     if build_engine is None and settings.engine == "vllm":
         vllm_args.prepare_environment(settings)  # first: making the demo base imports torch, which reads some of it
     base = find_base(settings)
-    services = wire(settings, base, build_engine or engine_builder(settings, base))
+    build = build_engine or engine_builder(settings, base)
+    services = wire(settings, base, build, make_merged or merged_builder(settings))
     app = FastAPI(title="loraplex", lifespan=_lifespan, openapi_url=None)
     app.state.services = services
     app.state.keys = load_keys(settings.api_keys, settings.key_file)
@@ -87,7 +100,7 @@ def create_app(settings: Settings, *, build_engine: Callable[[], Engine] | None 
     return app
 
 
-def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]) -> Services:
+def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine], make_merged: MakeMerged) -> Services:
     """Build every collaborator once."""
     store = open_store(settings.data_dir, settings.store_url)
     registry = Registry(settings.registry_url)
@@ -96,15 +109,23 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     pool = EnginePool(build_engine, on_loss=lambda: residency.forget_all())
     residency = Residency(pool.running, settings.resident_adapters, settings.adapter_wait_s)
     running = Running()
-    lifecycle = Lifecycle(registry, ingest, residency, running, settings.keep_versions)
-    telemetry = Telemetry(settings.max_metric_adapters)
-    resolver = Resolver(registry, store, base.name)
-    fetches = Fetches(store)
-    turns = line_up(settings)
-    shadows = Shadows(registry, pool, resolver, fetches, turns, residency, running, lifecycle, telemetry)
-    generator = Generator(
-        pool, resolver, fetches, turns, residency, running, lifecycle, shadows, telemetry, settings.max_request_bytes
+    turns = line_up(settings, lambda: merged.waiting)
+    merged = MergedEngines(
+        pool,
+        make_merged,
+        partial(memory_plan.plan_of, settings=settings),
+        partial(memory_plan.free_bytes, settings),
+        lambda: line_up_merged(settings, lambda: turns.waiting + merged.waiting),
+        most=settings.max_merged_engines,
+        reserve=settings.memory_reserve_bytes,
     )
+    lifecycle = Lifecycle(registry, ingest, residency, running, merged, settings.keep_versions)
+    telemetry = Telemetry(settings.max_metric_adapters)
+    resolver = Resolver(registry, store, base.name, merged.serves)
+    fetches = Fetches(store)
+    ways = Ways(pool, merged, resolver, fetches, turns, residency, telemetry)
+    shadows = Shadows(registry, pool, resolver, fetches, turns, residency, running, lifecycle, telemetry)
+    generator = Generator(ways, resolver, running, lifecycle, shadows, telemetry, settings.max_request_bytes)
     upkeep = Upkeep(store, registry, ingest, residency, lifecycle)
     probe = Probe(pool, turns, residency) if settings.probe_uploads else None
     admission = Admission(registry, ingest, fetches, lifecycle, probe)
@@ -136,6 +157,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         fine_tuning,
         runner,
         pool,
+        merged,
         turns,
         residency,
         lifecycle,
@@ -146,7 +168,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     )
 
 
-def line_up(settings: Settings) -> Turns:
+def line_up(settings: Settings, others: Callable[[], int]) -> Turns:
     """Who may go to the engine: what it decodes together, a few that are ready to take over in the very step after one
     has ended, and a few newcomers. As many adapters as it can decode, or, where its slots go round, as it can hold."""
     return Turns(
@@ -155,7 +177,17 @@ def line_up(settings: Settings) -> Turns:
         settings.adapter_turn_s,
         settings.max_waiting_requests,
         settings.spare_sequences if settings.rotates else 0,
+        others=others,
     )
+
+
+def line_up_merged(settings: Settings, others: Callable[[], int]) -> Turns:
+    """The same for a merged engine, which has one line and no slots. `others` counts its own as well, who are known."""
+    seats = settings.sequences + settings.spare_sequences
+    turns = Turns(
+        1, seats, settings.adapter_turn_s, settings.max_waiting_requests, others=lambda: others() - turns.waiting
+    )
+    return turns
 
 
 def _make_data_dir(settings: Settings) -> None:
@@ -176,6 +208,18 @@ def engine_builder(settings: Settings, base: BaseModel) -> Callable[[], Engine]:
         return lambda: FakeEngine(base.name, capacity=settings.resident_adapters + 1)
     targets = {module.rpartition(".")[2] for module in base.modules}
     return lambda: VllmEngine(lambda: vllm_args.command_line(settings, weights_of(settings, base), base.name, targets))
+
+
+def merged_builder(settings: Settings) -> MakeMerged:
+    """A maker of fresh engines of merged weights."""
+    if settings.engine == "fake":
+        return lambda name, _: FakeEngine(name)
+
+    def arguments(name: str, merged: Path) -> list[str]:
+        share = memory_plan.gpu_share(memory_plan.plan_of(merged, settings), settings)
+        return vllm_args.merged_command_line(settings, merged, name, share)
+
+    return lambda name, merged: VllmEngine(partial(arguments, name, merged))
 
 
 @asynccontextmanager
@@ -214,4 +258,5 @@ async def _running(services: Services) -> AsyncIterator[None]:
         await services.lifecycle.close()
         services.fetches.close()
         services.upkeep.close()
+        await services.merged.close()
         await services.pool.close()

@@ -8,6 +8,7 @@ ServerError
 ├── PermissionDenied          a known key without the scope
 ├── ModelNotFound             no base, adapter, version or alias of that name
 ├── AdapterUnavailable        the version exists, but is quarantined, draining or refused by the engine
+├── MergedEngineRefused       there is no room for an engine of merged weights, or the version cannot have one
 ├── Overloaded                too many wait, or every place is leased; worth another try after `retry_after_s`
 ├── EngineUnavailable         the engine is starting or being rebuilt; worth another try after `retry_after_s`
 └── CorruptedOutput           the engine produced NaN logits; nothing of the answer can be trusted
@@ -57,6 +58,10 @@ class ModelNotFound(ServerError):
 
 class AdapterUnavailable(ServerError):
     code = "adapter_unavailable"
+
+
+class MergedEngineRefused(ServerError):
+    code = "merged_engine_refused"
 
 
 class Overloaded(ServerError):

@@ -77,7 +77,8 @@ class Service:
 class Turns:
     """`slots`: adapters that may run at once. `seats`: sequences that may. `turn_s`: how long a slot is kept at least.
 
-    `max_waiting`: how many requests may wait. `newcomers`: sequences beyond the seats, for lines of which none runs.
+    `max_waiting`: how many requests may wait, here and with `others`. `newcomers`: sequences beyond the seats, for
+    lines of which none runs.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Turns:
         max_waiting: int,
         newcomers: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        others: Callable[[], int] = lambda: 0,
     ) -> None:
         self._slots = slots
         self._seats = seats
@@ -95,6 +97,7 @@ class Turns:
         self._turn_s = turn_s
         self._max_waiting = max_waiting
         self._clock = clock
+        self._others = others
         self._lines: dict[Line, Service] = {}
         self._taken = 0
         self._polite: list[Turn] = []
@@ -106,8 +109,8 @@ class Turns:
 
         Raises Overloaded when too many wait already.
         """
-        if self.waiting >= self._max_waiting:
-            raise Overloaded(f"{self.waiting} requests are waiting already (max_waiting_requests); retry later")
+        if (waiting := self.waiting + self._others()) >= self._max_waiting:
+            raise Overloaded(f"{waiting} requests are waiting already (max_waiting_requests); retry later")
         if line not in self._lines:
             self._lines[line] = Service()
         service = self._lines[line]

@@ -1,6 +1,7 @@
 """FLOW request: resolve → fetch → turn → lease → generate → answer. Turn and lease outlast the engine's work, always.
 
-The flow of `Generator.answer` is the whole story; `LeasedStream` carries it on when the answer is streamed.
+The flow of `Generator.answer` is the whole story; `LeasedStream` carries it on when the answer is streamed. Where a
+merged engine dies under a request, the base engine answers it, or tells the rest of its stream.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,21 +20,44 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from adapters.errors import AdapterError
 from server import problems
-from server.engine.pool import EnginePool
+from server.continuation import DONE, ERROR, Again, Splice, Told, rest_of
 from server.engine.protocol import Answer, Endpoint, Generation, Stats
-from server.errors import AdapterUnavailable, BadRequest, CorruptedOutput, RequestTooLarge, ServerError
-from server.fairness import BASE, Line, Turn, Turns
-from server.fetches import Fetches
+from server.errors import (
+    AdapterUnavailable,
+    BadRequest,
+    CorruptedOutput,
+    EngineUnavailable,
+    RequestTooLarge,
+    ServerError,
+)
 from server.lifecycle import Lifecycle
-from server.residency import Residency
 from server.resolve import Resolver, Target
 from server.running import Running, Use
 from server.shadow import Shadows
 from server.telemetry import Telemetry
+from server.ways import Place, Way, Ways, line_of
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+
+@dataclass
+class Ask:
+    """One request on its way, and what came of it so far."""
+
+    endpoint: Endpoint
+    body: dict[str, Any]
+    target: Target
+    attempt: AsyncExitStack
+    """What the place where it runs has lent it."""
+    stats: list[Stats] = field(default_factory=list)
+    """Of every engine that worked on it."""
+
+    @property
+    def seats(self) -> int:
+        return _sequences(self.body)
 
 
 class Generator:
@@ -41,22 +65,16 @@ class Generator:
 
     def __init__(
         self,
-        pool: EnginePool,
+        ways: Ways,
         resolver: Resolver,
-        fetches: Fetches,
-        turns: Turns,
-        residency: Residency,
         running: Running,
         lifecycle: Lifecycle,
         shadows: Shadows,
         telemetry: Telemetry,
         max_request_bytes: int,
     ) -> None:
-        self._pool = pool
+        self._ways = ways
         self._resolver = resolver
-        self._fetches = fetches
-        self._turns = turns
-        self._residency = residency
         self._running = running
         self._lifecycle = lifecycle
         self._shadows = shadows
@@ -76,59 +94,105 @@ class Generator:
 
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:
         async with AsyncExitStack() as held:
-            use = held.enter_context(self._running.entered(_line(target)))
+            use = held.enter_context(self._running.entered(line_of(target)))
             with use:
-                answer = await self._begin(endpoint, body, target, held)
+                answer, way = await self._begin(endpoint, body, target, held)
             if answer.events is None:
-                return JSONResponse(answer.body, answer.status, _headers(target))
-            return LeasedStream(use, answer.events, held.pop_all(), _headers(target))
+                return JSONResponse(answer.body, answer.status, _headers(target, way))
+            return LeasedStream(use, answer.events, held.pop_all(), _headers(target, way))
 
-    async def _begin(self, endpoint: Endpoint, body: dict[str, Any], target: Target, held: AsyncExitStack) -> Answer:
+    async def _begin(
+        self, endpoint: Endpoint, body: dict[str, Any], target: Target, held: AsyncExitStack
+    ) -> tuple[Answer, Way]:
         """The whole answer, or one whose events are still to come; `held` has what must be given back behind it."""
-        target = await self._fetches.at_hand(target)
-        turn = await self._turn(body, target, held)
-        adapter = None
-        if target.version is not None:
-            assert target.path is not None
-            adapter = await held.enter_async_context(self._residency.lease(target.engine_name, target.path))
-        engine = self._pool.running()  # after the lease: the handle is of this engine, not of one lost meanwhile
-        generation = Generation(endpoint, body, uuid.uuid4().hex, target.asked, adapter)
-        sample = self._shadows.sample(endpoint, body, target, turn.seats)
+        ask = Ask(endpoint, body, target, await held.enter_async_context(AsyncExitStack()))
+        place = await self._ways.shortest(target, ask.seats, held, ask.attempt)
+        sample = self._shadows.sample(endpoint, body, target, place.turn.seats)
         try:
-            answer = await held.enter_async_context(engine.generate(generation))
+            answer, place = await self._ask_somewhere(ask, place)
         except ServerError as error:
-            self._count(endpoint, target, problems.status_of(error), Stats())
+            self._count(ask, problems.status_of(error))
             await self._corrupted(error, target)
             raise
-        held.push_async_callback(self._record, endpoint, target, answer, turn)
+        held.push_async_callback(self._record, ask, answer.status)
+        if place.way == "merged" and answer.events is not None:
+            answer.events = self._to_its_end(ask, place, answer.events)
         if sample is not None:
             sample.follow(answer)
+        return answer, place.way
+
+    async def _ask_somewhere(self, ask: Ask, place: Place) -> tuple[Answer, Place]:
+        """At this place; where that is a merged engine which dies before anything was said, through the base engine."""
+        try:
+            return await self._ask(ask, place, ask.endpoint, ask.body), place
+        except EngineUnavailable:
+            if place.way != "merged":
+                raise
+        place = await self._leave_for_base(ask)
+        answer = await self._ask(ask, place, ask.endpoint, ask.body)
+        self._telemetry.rescued(self._adapter(ask.target), "again")
+        return answer, place
+
+    async def _ask(self, ask: Ask, place: Place, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
+        generation = Generation(endpoint, body, uuid.uuid4().hex, ask.target.asked, place.adapter)
+        answer = await ask.attempt.enter_async_context(place.engine.generate(generation))
+        if answer.status >= 500 and place.way == "merged":
+            await place.engine.check_health()
+        ask.stats.append(answer.stats)
+        ask.attempt.callback(lambda: place.turn.charge(answer.stats.prompt_tokens, answer.stats.generated_tokens))
         return answer
 
-    async def _turn(self, body: dict[str, Any], target: Target, held: AsyncExitStack) -> Turn:
-        """Wait for this request's turn; meanwhile its adapter is loaded if there is room that nobody needs."""
-        self._pool.running()  # nobody waits for an engine that is not there
-        turn = self._turns.join(_line(target), _sequences(body))
-        held.callback(self._turns.leave, turn)
-        if turn.granted.done():
-            waited_s = 0.0
-        elif target.version is None or target.path is None:
-            waited_s = await _seconds(turn.granted)
+    async def _leave_for_base(self, ask: Ask) -> Place:
+        log.warning("a merged engine was lost under a request", extra={"model": ask.target.asked})
+        await ask.attempt.aclose()
+        ask.stats.clear()
+        return await self._ways.through_base(ask.target, ask.seats, ask.attempt)
+
+    async def _to_its_end(self, ask: Ask, place: Place, events: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The events of a merged engine; if it dies in the middle of them, the base engine tells the rest."""
+        told = Told()
+        async for event in events:
+            if event.startswith(ERROR) and await _has_died(place):
+                break
+            told.add(event)
+            yield event
         else:
-            with self._residency.expected(target.engine_name, target.path):
-                waited_s = await _seconds(turn.granted)
-            await asyncio.to_thread(self._resolver.resolve, target.version.ref)  # it may have been deleted meanwhile
-        self._telemetry.waited(self._adapter(target), waited_s)
-        return turn
+            return
+        try:
+            async for event in self._rest(ask, told.read()):
+                yield event
+        except (ServerError, AdapterError) as error:
+            self._telemetry.rescued(self._adapter(ask.target), "failed")
+            yield problems.event(problems.status_of(error), error.message, code=error.code)
+            yield DONE
 
-    async def _record(self, endpoint: Endpoint, target: Target, answer: Answer, turn: Turn) -> None:
-        turn.charge(answer.stats.prompt_tokens, answer.stats.generated_tokens)
-        self._count(endpoint, target, answer.status, answer.stats)
-        if answer.stats.corrupted:
-            await self._corrupted(CorruptedOutput("NaN logits in a stream"), target)
+    async def _rest(self, ask: Ask, told: Told) -> AsyncIterator[str]:
+        (before,) = ask.stats
+        if told.is_nothing:
+            place = await self._leave_for_base(ask)
+            answer = await self._ask(ask, place, ask.endpoint, ask.body)
+            splice: Again | Splice = Again(told)
+        else:
+            place = await self._leave_for_base(ask)
+            length = place.engine.info.max_model_len
+            rest = rest_of(ask.endpoint, ask.body, told, before, length, place.engine.decode)
+            answer = await self._ask(ask, place, "completions", rest.body)
+            ask.stats.append(Stats(prompt_tokens=-rest.kept_tokens, generated_tokens=rest.kept_tokens))
+            splice = Splice(ask.endpoint, told, rest)
+        if answer.events is None:
+            raise EngineUnavailable(f"the rest of the answer was refused: {answer.body}")
+        self._telemetry.rescued(self._adapter(ask.target), "again" if told.is_nothing else "continued")
+        async for event in answer.events:
+            for each in splice.events(event):
+                yield each
 
-    def _count(self, endpoint: Endpoint, target: Target, status: int, stats: Stats) -> None:
-        self._telemetry.request(self._adapter(target), endpoint, status, stats)
+    async def _record(self, ask: Ask, status: int) -> None:
+        self._count(ask, status)
+        if any(stats.corrupted for stats in ask.stats):
+            await self._corrupted(CorruptedOutput("NaN logits in a stream"), ask.target)
+
+    def _count(self, ask: Ask, status: int) -> None:
+        self._telemetry.request(self._adapter(ask.target), ask.endpoint, status, Stats.total(ask.stats))
 
     def _adapter(self, target: Target) -> str:
         return target.version.adapter if target.version else self._resolver.base_name
@@ -140,6 +204,14 @@ class Generator:
         log.error("corrupted output", extra={"model": target.asked})
         if target.version is not None:
             await self._lifecycle.quarantine(target.version, "its logits were NaN while serving")
+
+
+async def _has_died(place: Place) -> bool:
+    try:
+        await place.engine.check_health()
+    except EngineUnavailable:
+        return True
+    return False
 
 
 class LeasedStream(StreamingResponse):
@@ -212,10 +284,6 @@ def _model_of(body: dict[str, Any]) -> str:
     return asked
 
 
-def _line(target: Target) -> Line:
-    return BASE if target.version is None else target.engine_name
-
-
 def _sequences(body: dict[str, Any]) -> int:
     """How many sequences the engine will decode for this body; the engine itself says what is wrong with it."""
     count, prompt = body.get("n"), body.get("prompt")
@@ -223,20 +291,11 @@ def _sequences(body: dict[str, Any]) -> int:
     return prompts * (count if isinstance(count, int) and count > 0 else 1)
 
 
-async def _seconds(waiting: Awaitable[Any]) -> float:
-    started = time.perf_counter()
-    await waiting
-    return time.perf_counter() - started
-
-
-def _headers(target: Target) -> dict[str, str]:
-    if target.version is None:
-        return {"x-loraplex-path": "base"}
-    return {
-        "x-loraplex-path": "lora",
-        "x-loraplex-adapter": target.version.adapter,
-        "x-loraplex-version": str(target.version.number),
-    }
+def _headers(target: Target, way: Way) -> dict[str, str]:
+    named: dict[str, str] = {"x-loraplex-path": way}
+    if target.version is not None:
+        named |= {"x-loraplex-adapter": target.version.adapter, "x-loraplex-version": str(target.version.number)}
+    return named
 
 
 async def _until_disconnect(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:

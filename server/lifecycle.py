@@ -13,9 +13,10 @@ from typing import Any
 
 from adapters.errors import NotFound
 from adapters.ingest import Ingest
-from adapters.records import DRAINING, QUARANTINED, READY
+from adapters.records import DRAINING, MERGE_ONLY, QUARANTINED, READY
 from adapters.registry import Registry, Version
 from adapters.retention import Judgement
+from server.engine.merged import MergedEngines
 from server.residency import Residency
 from server.resolve import engine_name
 from server.running import Running
@@ -32,12 +33,14 @@ class Lifecycle:
         ingest: Ingest,
         residency: Residency,
         running: Running,
+        merged: MergedEngines,
         keep_versions: int | None = None,
     ) -> None:
         self._registry = registry
         self._ingest = ingest
         self._residency = residency
         self._running = running
+        self._merged = merged
         self._keep_versions = keep_versions
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """What is under way, by its action and version: `delete a@3`."""
@@ -56,7 +59,7 @@ class Lifecycle:
         self, name: str, keep: int | None, *, dry_run: bool = False
     ) -> tuple[list[Judgement], list[asyncio.Task[None]]]:
         """Judge every version of an adapter, and begin to delete those that may go. See `adapters.retention`."""
-        used = self._residency.in_use()
+        used = self._residency.in_use() | self._merged.snapshot().keys()
         judged = await asyncio.to_thread(
             self._registry.retire, name, keep, lambda version: engine_name(version) in used, dry_run=dry_run
         )
@@ -79,7 +82,8 @@ class Lifecycle:
     async def quarantine(self, version: Version, reason: str) -> None:
         """Take a version out of service, keep its files for whoever must find out why. No effect on a draining one."""
         mark = self._registry.set_state
-        if await asyncio.to_thread(mark, version.adapter, version.number, QUARANTINED, reason, only_from=READY):
+        served = MERGE_ONLY if version.state == MERGE_ONLY else READY
+        if await asyncio.to_thread(mark, version.adapter, version.number, QUARANTINED, reason, only_from=served):
             log.error("adapter quarantined", extra={"adapter": version.ref, "reason": reason})
             self._start(f"free {version.ref}", self._free(version))
 
@@ -109,6 +113,7 @@ class Lifecycle:
             log.error("taking an adapter out of service failed", exc_info=error, extra={"action": action})
 
     async def _drain_and_forget(self, version: Version) -> None:
+        await self._merged.demote(engine_name(version))
         async with self._residency.retiring(engine_name(version)):
             await asyncio.to_thread(self._ingest.forget, version.adapter, version.number, with_aliases=True)
         log.info("adapter deleted", extra={"adapter": version.ref})
@@ -120,5 +125,6 @@ class Lifecycle:
                 log.info("older versions go", extra={"adapter": name, "versions": gone})
 
     async def _free(self, version: Version) -> None:
+        await self._merged.demote(engine_name(version))
         async with self._residency.retiring(engine_name(version)):
             pass

@@ -25,6 +25,7 @@ STATUS: dict[type[Exception], int] = {
     errors.PermissionDenied: 403,
     errors.ModelNotFound: 404,
     errors.AdapterUnavailable: 409,
+    errors.MergedEngineRefused: 409,
     errors.Overloaded: 429,
     errors.EngineUnavailable: 503,
     errors.CorruptedOutput: 500,

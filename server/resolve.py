@@ -9,11 +9,13 @@ Names are looked up in our registry only; a client's string is never a path. Kno
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import InvalidAdapter, NotFound
 from adapters.names import DEFAULT, is_alias
+from adapters.records import MERGE_ONLY, READY
 from adapters.registry import Registry, Version
 from adapters.store import Store
 from server.errors import AdapterUnavailable, ModelNotFound
@@ -41,9 +43,14 @@ def engine_name(version: Version) -> str:
 
 
 class Resolver:
-    def __init__(self, registry: Registry, store: Store, base_name: str) -> None:
+    """`serves_merged`: whether a version has an engine of its own, by engine name."""
+
+    def __init__(
+        self, registry: Registry, store: Store, base_name: str, serves_merged: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self._registry = registry
         self._store = store
+        self._serves_merged = serves_merged
         self.base_name = base_name
 
     def resolve(self, asked: str, sticky: str | None = None) -> Target:
@@ -58,7 +65,8 @@ class Resolver:
             version = self._registry.resolve(name, ref or None, sticky=sticky)
         except (NotFound, InvalidAdapter) as error:
             raise _not_found(asked, str(error)) from None
-        if version.state != "ready":
+        merged = version.state == MERGE_ONLY and self._serves_merged(engine_name(version))
+        if version.state != READY and not merged:
             raise AdapterUnavailable(
                 f"adapter {version.ref} is {version.state}" + (f": {version.reason}" if version.reason else ""),
                 code=f"adapter_{version.state}",

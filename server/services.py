@@ -14,6 +14,7 @@ from adapters.jobs import Jobs
 from adapters.registry import Registry
 from adapters.store import Store
 from server.admission import Admission
+from server.engine.merged import MergedEngines
 from server.engine.pool import EnginePool
 from server.fairness import Turns
 from server.fetches import Fetches
@@ -44,6 +45,7 @@ class Services:
     fine_tuning: FineTuning
     runner: JobRunner
     pool: EnginePool
+    merged: MergedEngines
     turns: Turns
     residency: Residency
     lifecycle: Lifecycle

@@ -121,6 +121,14 @@ class Settings(BaseSettings):
     max_waiting_requests: int = Field(default=1024, ge=1)
     """How many requests may wait for their turn; one more gets 429."""
 
+    max_merged_engines: int = Field(default=1, ge=0)
+    """How many engines of merged weights may stand beside the base engine, each serving one version; 0: none. Whether
+    one fits into the memory is calculated when it is asked for."""
+    merged_kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    """KV cache of each of them; by default as large as the base engine's on a CPU, 4 GiB on CUDA."""
+    memory_reserve_bytes: int = Field(default=1 << 30, ge=0)
+    """What must stay free, on the machine or on the GPU, when such an engine has been built; else it is refused."""
+
     keep_versions: int | None = Field(default=None, ge=1)
     """How many of an adapter's newest versions stay when another is uploaded; by default all. What an alias, a shadow,
     a rollback, a job or a request needs stays in any case."""
@@ -208,6 +216,11 @@ class Settings(BaseSettings):
     def spare_sequences(self) -> int:
         """Sequences beyond those, for what must not wait until one of them ends."""
         return max(1, self.sequences // 8)
+
+    @property
+    def merged_kv_cache_bytes(self) -> int:
+        default = (self.kv_cache_memory_bytes or 1 << 30) if self.device == "cpu" else 4 << 30
+        return self.merged_kv_cache_memory_bytes or default
 
     @property
     def rotates(self) -> bool:

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from adapters.job_records import Job
+from server.engine.merged import MergedEngines
 from server.engine.pool import EnginePool
 from server.engine.protocol import Stats
 from server.fairness import Turns
@@ -46,6 +47,12 @@ class Telemetry:
         self._tokens = Counter("loraplex_generated_tokens", "Tokens generated", ["adapter"], **named)  # type: ignore[arg-type]
         self._prompt = Counter("loraplex_prompt_tokens", "Prompt tokens", ["adapter"], **named)  # type: ignore[arg-type]
         self._shadows = Counter("loraplex_shadow", "Requests asked again of a shadow", ["adapter", "outcome"], **named)  # type: ignore[arg-type]
+        self._rescued = Counter(
+            "loraplex_merged_rescues",
+            "Requests whose merged engine died",
+            ["adapter", "outcome"],
+            registry=self._registry,
+        )
         self._ttft = Histogram(
             "loraplex_time_to_first_token_seconds",
             "From submission to the engine to the first token",
@@ -80,15 +87,23 @@ class Telemetry:
         """Record what became of one request for a shadow: agreed, differed, failed or dropped."""
         self._shadows.labels(self._labels.of(adapter), outcome).inc()
 
+    def rescued(self, adapter: str, outcome: str) -> None:
+        """Record what became of a request whose merged engine died: asked again, continued or failed."""
+        self._rescued.labels(self._labels.of(adapter), outcome).inc()
+
     def waited(self, adapter: str, seconds: float) -> None:
         """Record how long a request stood in line before it went to the engine."""
         self._waited.labels(self._labels.of(adapter)).observe(seconds)
 
-    def page(self, pool: EnginePool, turns: Turns, residency: Residency, max_loras: int) -> bytes:
+    def page(
+        self, pool: EnginePool, turns: Turns, residency: Residency, merged: MergedEngines, max_loras: int
+    ) -> bytes:
         """vLLM's families, ours, and those read on the spot, as one Prometheus text page."""
-        merged = CollectorRegistry()
-        merged.register(_Families(self._registry, _engine_families(pool), _state(pool, turns, residency, max_loras)))
-        return generate_latest(merged)
+        engines = _one_of_each(_engine_families([pool, *(entry.pool for entry in merged.snapshot().values())]))
+        states = (_state(pool, turns, residency, max_loras), _merged_state(merged))
+        page = CollectorRegistry()
+        page.register(_Families(self._registry, engines, *states))
+        return generate_latest(page)
 
 
 class _Source(Protocol):
@@ -106,8 +121,40 @@ class _Families(Collector):
             yield from families
 
 
-def _engine_families(pool: EnginePool) -> Iterable[Metric]:
-    return pool.running().metrics() if pool.state == "ready" else ()
+def _engine_families(pools: Iterable[EnginePool]) -> Iterator[Metric]:
+    for pool in pools:
+        if pool.state == "ready":
+            yield from pool.running().metrics()
+
+
+def _one_of_each(families: Iterable[Metric]) -> Iterable[Metric]:
+    """Families of several engines, those of a name as one: a page may have each only once. vLLM labels its samples
+    with the name of the model, which is another one for each engine."""
+    found: dict[str, Metric] = {}
+    for family in families:
+        if family.name in found:
+            found[family.name].samples.extend(family.samples)
+        else:
+            found[family.name] = family
+    return found.values()
+
+
+def _merged_state(merged: MergedEngines) -> Iterator[Metric]:
+    labels = ["adapter", "name"]
+    engines = merged.snapshot()
+    ready = GaugeMetricFamily("loraplex_merged_engine_ready", "1 when it answers its version's requests", labels=labels)
+    memory = GaugeMetricFamily("loraplex_merged_engine_planned_bytes", "Memory that was planned for it", labels=labels)
+    leases = GaugeMetricFamily("loraplex_merged_engine_leases", "Requests using it", labels=labels)
+
+    def add(family: GaugeMetricFamily, name: str, value: float) -> None:
+        family.add_metric([name.partition("@")[0], name], value)
+
+    for name, engine in engines.items():
+        add(ready, name, float(engine.state == "ready"))
+        add(memory, name, engine.plan.total)
+        add(leases, name, engine.leases)
+    yield from (ready, memory, leases)
+    yield CounterMetricFamily("loraplex_merged_engine_restarts", "Merged engines lost while they ran", merged.restarts)
 
 
 def _state(pool: EnginePool, turns: Turns, residency: Residency, max_loras: int) -> Iterator[Metric]:

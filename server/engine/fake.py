@@ -2,7 +2,8 @@
 
 It echoes the prompt, prefixed with who answers, one word a token. Like the real engine it holds adapters by id,
 refuses unreadable ones, and *dies* when a generation names an adapter it does not hold. Every word of a prompt has the
-log-probability -1, with an adapter whose weights are not all zero -1.5.
+log-probability -1, with an adapter whose weights are not all zero -1.5. A prompt may be numbers of words, and one that
+has the beginning of the answer at its end is answered with the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,9 @@ from safetensors.numpy import load_file
 from server import problems
 from server.engine.protocol import AdapterHandle, Answer, EngineInfo, Generation, Stats
 from server.errors import BadRequest, EngineUnavailable
+
+_vocabulary: dict[str, int] = {}
+"""Every word that any fake engine has seen → its token."""
 
 Fault = Literal["refused", "nan", "death"]
 
@@ -87,7 +91,7 @@ class FakeEngine:
     async def generate(self, generation: Generation) -> AsyncIterator[Answer]:
         await self.check_health()
         words = self._words(generation)
-        stats = Stats(prompt_tokens=len(_prompt(generation).split()))
+        stats = Stats(prompt_tokens=len(_prompt(generation).split()), prompt_ids=_ids(_prompt(generation).split()))
         self.running += 1
         finished = False
         try:
@@ -100,6 +104,9 @@ class FakeEngine:
         finally:
             self.running -= 1
             self.aborted += not finished
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return "".join(f"{word} " for word in _words_of(token_ids))
 
     def metrics(self) -> Iterable[Metric]:
         return ()
@@ -123,7 +130,9 @@ class FakeEngine:
             self.dead = True
             raise EngineUnavailable(f"adapter {adapter.name} was not resident: the engine died")
         who = adapter.name if adapter else self._info.model_name
-        words = [f"[{who}]", *_prompt(generation).split()]
+        asked, mark = _prompt(generation).split(), f"[{who}]"
+        begun = len(asked) - asked.index(mark) if mark in asked else 0
+        words = [mark, *asked[: len(asked) - begun]][begun:]
         limit = generation.body.get("max_tokens") or generation.body.get("max_completion_tokens")
         return words[:limit] if limit else words
 
@@ -135,6 +144,7 @@ class FakeEngine:
             if stats.ttft_s is None:
                 stats.ttft_s = time.perf_counter() - started
             stats.generated_tokens += 1
+            stats.generated_ids += _ids([word])
             yield word
 
     async def _stream(self, generation: Generation, words: list[str], stats: Stats) -> AsyncIterator[str]:
@@ -157,11 +167,22 @@ def _changes(adapter: AdapterHandle) -> bool:
 
 def _prompt(generation: Generation) -> str:
     if generation.endpoint == "completions":
-        return str(generation.body.get("prompt", ""))
+        prompt = generation.body.get("prompt", "")
+        tokens = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+        return " ".join(_words_of(prompt)) if tokens else str(prompt)
     messages = generation.body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(item, Mapping) for item in messages):
         raise BadRequest("messages: expected a non-empty list of messages", param="messages")
     return str(messages[-1].get("content", ""))
+
+
+def _ids(words: Sequence[str]) -> list[int]:
+    return [_vocabulary.setdefault(word, len(_vocabulary)) for word in words]
+
+
+def _words_of(tokens: Sequence[int]) -> list[str]:
+    known = list(_vocabulary)
+    return [known[token] for token in tokens]
 
 
 def _whole(generation: Generation, text: str, stats: Stats) -> dict[str, Any]:

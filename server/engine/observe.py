@@ -50,6 +50,7 @@ async def _observed(outputs: AsyncIterator[Any], request_id: str, seen: Observat
     async for output in outputs:
         if not prompt_counted and output.prompt_token_ids is not None:
             seen.stats.prompt_tokens += len(output.prompt_token_ids)
+            seen.stats.prompt_ids += output.prompt_token_ids
             prompt_counted = True
         _count(output, seen.stats, started)
         if output.finished:
@@ -66,3 +67,5 @@ def _count(output: Any, stats: Stats, started: float) -> None:
         own = getattr(output.metrics, "first_token_latency", 0.0)
         stats.ttft_s = own or time.perf_counter() - started
     stats.generated_tokens += tokens
+    for choice in output.outputs:
+        stats.generated_ids += choice.token_ids

@@ -1,4 +1,4 @@
-"""Keeps the base engine alive: starts it, proves that it generates, watches it, rebuilds it when it dies.
+"""Keeps one engine alive: starts it, proves that it generates, watches it, rebuilds it when it dies.
 
 The API process stays up throughout; `running()` raises EngineUnavailable while there is nothing to run on.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from server.engine.protocol import Engine, Generation
@@ -19,20 +19,33 @@ log = logging.getLogger(__name__)
 PoolState = Literal["starting", "ready", "restarting", "failed", "stopped"]
 WATCH_S = 0.5
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
+SHORT_LIFE_S = 60.0
+"""An engine that died sooner counts as one that did not start, where somebody counts."""
 
 
 class EnginePool:
-    """`build` makes a fresh, unstarted engine. `on_loss` is called whenever a running engine was lost."""
+    """`build` makes a fresh, unstarted engine. `on_loss` is called whenever a running engine was lost. `proof`: what a
+    started one must do before it is ready. `most_failures`: after so many in a row it stays as it is; None: never."""
 
-    def __init__(self, build: Callable[[], Engine], on_loss: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        build: Callable[[], Engine],
+        on_loss: Callable[[], None] = lambda: None,
+        *,
+        proof: Callable[[Engine], Awaitable[None]] | None = None,
+        most_failures: int | None = None,
+    ) -> None:
         self._build = build
         self._on_loss = on_loss
+        self._proof = proof or prove
+        self._most_failures = most_failures
         self._engine: Engine | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self.state: PoolState = "starting"
         self.reason: str | None = None
         self.restarts = 0
+        self.has_given_up = False
         self.never_started = True
         self.on_first_failure: Callable[[], None] | None = None
         """Called instead of retrying when the very first start fails: then it is the configuration, not bad luck."""
@@ -42,6 +55,10 @@ class EnginePool:
             detail = f" ({self.reason})" if self.reason else ""
             raise EngineUnavailable(f"the engine is {self.state}{detail}; try again shortly")
         return self._engine
+
+    @property
+    def is_open(self) -> bool:
+        return self._task is not None
 
     def open(self) -> None:
         """Begin starting the engine in the background."""
@@ -62,27 +79,34 @@ class EnginePool:
         await self._discard()
 
     async def _supervise(self) -> None:
-        retry_s = FIRST_RETRY_S
+        retry_s, failures = FIRST_RETRY_S, 0
         while True:
             if await self._start():
                 self.never_started = False
-                retry_s = FIRST_RETRY_S
+                retry_s, began = FIRST_RETRY_S, time.monotonic()
                 await self._watch()
                 self._on_loss()
                 self.restarts += 1
+                failures = failures + 1 if time.monotonic() - began < SHORT_LIFE_S else 0
+            else:
+                failures += 1
             await self._discard()
             if self.never_started and self.on_first_failure is not None:
                 self.on_first_failure()
+                return
+            if failures == self._most_failures:
+                self.has_given_up = True
+                self._become("failed", f"{failures} times in a row it did not start or died at once")
                 return
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
     async def _start(self) -> bool:
         started = time.perf_counter()
-        self._engine = self._build()
         try:
+            self._engine = self._build()
             await self._engine.start()
-            await prove(self._engine)
+            await self._proof(self._engine)
         except Exception as error:
             log.exception("engine did not start")
             self._become("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)

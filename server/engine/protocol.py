@@ -6,7 +6,7 @@ name and never decides what is resident: `residency.py` hands it adapters, and a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -53,6 +53,19 @@ class Stats:
     generated_tokens: int = 0
     corrupted: bool = False
     """The logits held NaN: the answer was cut off with an error."""
+    prompt_ids: list[int] = field(default_factory=list)
+    """The prompt's tokens, and those that were generated; mixed where a request has several prompts or choices."""
+    generated_ids: list[int] = field(default_factory=list)
+
+    @classmethod
+    def total(cls, several: Sequence[Stats]) -> Stats:
+        """What one request cost that was worked on more than once."""
+        first_token = [stats.ttft_s for stats in several if stats.ttft_s is not None]
+        return cls(
+            first_token[0] if first_token else None,
+            sum(stats.prompt_tokens for stats in several),
+            sum(stats.generated_tokens for stats in several),
+        )
 
 
 @dataclass
@@ -102,6 +115,9 @@ class Engine(Protocol):
 
     def generate(self, generation: Generation) -> AbstractAsyncContextManager[Answer]:
         """Run one generation; leaving the context aborts what has not finished, before anything else is asked."""
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """The text of tokens."""
 
     def metrics(self) -> Iterable[Metric]:
         """The engine's own Prometheus families."""

@@ -34,7 +34,7 @@ RESERVED_FIELDS = (
 
 
 class VllmEngine:
-    """One AsyncLLM with LoRA. `argv` gives `vllm serve` arguments (see vllm_args.command_line); it may take a while."""
+    """One AsyncLLM. `argv` gives `vllm serve` arguments (see vllm_args.command_line); it may take a while."""
 
     def __init__(self, argv: Callable[[], Sequence[str]]) -> None:
         self._argv = argv
@@ -151,6 +151,10 @@ class VllmEngine:
                 _validated(ChatCompletionRequest, fields)
             )
         return await self._serving.openai_serving_completion.create_completion(_validated(CompletionRequest, fields))
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        tokenizer = self._running().get_tokenizer()
+        return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def metrics(self) -> Iterable[Metric]:
         return self._registry.collect()

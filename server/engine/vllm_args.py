@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -75,46 +75,80 @@ def command_line(settings: Settings, model: Path, name: str, targets: Collection
     return [*served(settings, model, name, targets), *execution(settings), *settings.engine_args]
 
 
+def merged_command_line(settings: Settings, merged: Path, name: str, memory_share: float | None) -> list[str]:
+    """The same for an engine of merged weights: no LoRA, and memory as it was planned. `name` is its label in metrics.
+
+    `memory_share` of a GPU, which vLLM wants to find free.
+    """
+    flags = _limits(settings) | {
+        "--model": str(merged),
+        "--served-model-name": name,
+        "--quantization": "bitsandbytes" if is_quantised(merged) else None,
+        "--max-num-seqs": settings.sequences,
+        "--kv-cache-memory-bytes": settings.merged_kv_cache_bytes,
+        "--gpu-memory-utilization": memory_share,
+    }
+    return [*_words(flags), "--enable-auto-tool-choice", *_computing(settings), *settings.engine_args]
+
+
+def is_quantised(model: Path) -> bool:
+    config = json.loads((model / "config.json").read_text())
+    return "quantization_config" in config
+
+
 def served(settings: Settings, model: Path, name: str, targets: Collection[str]) -> list[str]:
     """What is served and within which limits; what vLLM's own server is given to be compared with ours.
 
     The engine keeps one adapter more than may be resident: the spare place in which the next one is loaded, so that
     a bad one never pushes out a good one and the engine's own LRU never evicts.
     """
-    flags = {
+    flags = _limits(settings) | {
         "--model": str(model),
         "--served-model-name": name,
-        "--dtype": settings.dtype,
         "--max-loras": settings.slots,
         "--max-cpu-loras": settings.resident_adapters + 1,
         "--max-lora-rank": settings.max_lora_rank,
-        "--tool-call-parser": settings.tool_call_parser,
-        "--tool-strict-level": "parameter",
-        "--structured-outputs-config": STRUCTURED_OUTPUTS,
-        "--shutdown-timeout": settings.shutdown_timeout_s,
         "--quantization": "bitsandbytes" if settings.quantization == "nf4" else None,
-        "--max-model-len": settings.max_model_len or (2048 if settings.device == "cpu" else None),
         "--max-num-seqs": settings.sequences,
         "--kv-cache-memory-bytes": settings.kv_cache_memory_bytes or (GIB if settings.device == "cpu" else None),
         "--gpu-memory-utilization": settings.gpu_memory_utilization if settings.device == "cuda" else None,
     }
-    argv = [str(part) for flag, value in flags.items() if value is not None for part in (flag, value)]
-    argv += ["--enable-lora", "--enable-auto-tool-choice", "--lora-target-modules", *sorted(targets)]
-    return argv
+    return [*_words(flags), "--enable-lora", "--enable-auto-tool-choice", "--lora-target-modules", *sorted(targets)]
+
+
+def _limits(settings: Settings) -> dict[str, object]:
+    """What every engine of a server has in common."""
+    return {
+        "--dtype": settings.dtype,
+        "--tool-call-parser": settings.tool_call_parser,
+        "--tool-strict-level": "parameter",
+        "--structured-outputs-config": STRUCTURED_OUTPUTS,
+        "--shutdown-timeout": settings.shutdown_timeout_s,
+        "--max-model-len": settings.max_model_len or (2048 if settings.device == "cpu" else None),
+    }
+
+
+def _words(flags: Mapping[str, object]) -> list[str]:
+    return [str(part) for flag, value in flags.items() if value is not None for part in (flag, value)]
 
 
 def execution(settings: Settings) -> list[str]:
-    """How the engine computes."""
-    argv = [] if settings.compiles else ["--enforce-eager"]
-    if settings.device == "cpu" and not settings.compiles:
-        argv += ["--compilation-config", '{"custom_ops": ["all"]}']  # vLLM's kernels where it has some
-    if settings.device == "cpu" and not settings.is_distributed:
-        argv += ["--distributed-executor-backend", "uni"]
+    """How the base engine computes."""
+    argv = _computing(settings)
     if settings.rotates:
         ours = {"adapter_turn_s": settings.adapter_turn_s, "sequences": settings.sequences}
         argv += ["--scheduler-cls", "server.vllm_plugin.scheduler.RotatingScheduler"]
         argv += ["--additional-config", json.dumps(ours)]
         argv += ["--max-num-seqs", str(settings.sequences + settings.spare_sequences)]
+    return argv
+
+
+def _computing(settings: Settings) -> list[str]:
+    argv = [] if settings.compiles else ["--enforce-eager"]
+    if settings.device == "cpu" and not settings.compiles:
+        argv += ["--compilation-config", '{"custom_ops": ["all"]}']  # vLLM's kernels where it has some
+    if settings.device == "cpu" and not settings.is_distributed:
+        argv += ["--distributed-executor-backend", "uni"]
     return argv
 
 

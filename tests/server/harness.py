@@ -33,14 +33,20 @@ class World:
     token_s: float = 0.0
     load_s: float = 0.0
     engines: list[FakeEngine] = field(default_factory=list)
+    merged: list[FakeEngine] = field(default_factory=list)
+    """Engines of merged weights, built so far."""
 
     def __post_init__(self) -> None:
-        self.app = create_app(self.settings, build_engine=self._build)
+        self.app = create_app(self.settings, build_engine=self._build, make_merged=self._make_merged)
 
     def _build(self) -> FakeEngine:
         capacity = self.settings.resident_adapters + 1
         self.engines.append(FakeEngine("tiny", capacity=capacity, token_s=self.token_s, load_s=self.load_s))
         return self.engines[-1]
+
+    def _make_merged(self, name: str, _: Path) -> FakeEngine:
+        self.merged.append(FakeEngine(name, token_s=self.token_s))
+        return self.merged[-1]
 
     @property
     def engine(self) -> FakeEngine:

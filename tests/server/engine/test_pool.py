@@ -129,6 +129,46 @@ async def test_a_later_failure_is_retried_even_with_that_callback(opened: Opened
     await until(lambda: pool.state == "ready")
 
 
+async def test_who_counts_failures_gives_up() -> None:
+    pool = EnginePool(BrokenEngine, most_failures=2)
+    pool.open()
+    await until(lambda: pool.has_given_up)
+    assert (pool.state, pool.reason) == ("failed", "2 times in a row it did not start or died at once")
+    await pool.close()
+
+
+async def test_an_engine_that_dies_at_once_counts_as_one_that_did_not_start() -> None:
+    engines: list[FakeEngine] = []
+
+    def build() -> FakeEngine:
+        engines.append(FakeEngine())
+        return engines[-1]
+
+    pool = EnginePool(build, most_failures=2)
+    pool.open()
+    for number in (1, 2):
+        await until(lambda number=number: pool.state == "ready" and len(engines) == number)
+        engines[-1].die()
+    await until(lambda: pool.has_given_up)
+    assert (len(engines), pool.restarts) == (2, 2)
+    await pool.close()
+
+
+async def test_an_engine_is_ready_when_it_has_passed_the_proof_it_was_given() -> None:
+    asked: list[Engine] = []
+
+    async def proof(engine: Engine) -> None:
+        asked.append(engine)
+        if len(asked) == 1:
+            raise EngineUnavailable("not good enough")
+
+    pool = EnginePool(FakeEngine, proof=proof)
+    pool.open()
+    await until(lambda: pool.state == "ready")
+    assert (len(asked), pool.running()) == (2, asked[1])
+    await pool.close()
+
+
 async def test_closing_stops_the_engine(opened: Opened) -> None:
     engine = FakeEngine()
     pool = opened(engine)

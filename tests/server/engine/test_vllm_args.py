@@ -93,3 +93,27 @@ def test_what_is_compiled_is_kept_in_the_data_directory(
 ) -> None:
     monkeypatch.delenv(name, raising=False)
     assert prepared(monkeypatch, 2, data_dir=tmp_path)[name] == str(tmp_path / "compiled")
+
+
+def merged_flags(directory: Path, share: float | None = None, **given: Any) -> dict[str, str]:
+    words = vllm_args.merged_command_line(Settings(**given), directory, "a@0123456789ab", share)
+    return {word: following for word, following in zip(words, [*words[1:], ""], strict=True) if word.startswith("--")}
+
+
+def test_a_merged_engine_is_the_base_engine_without_lora(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    base, merged = flags(max_num_seqs=8), merged_flags(tmp_path, max_num_seqs=8)
+    assert [flag for flag in merged if "lora" in flag] == []
+    assert not {"--scheduler-cls", "--additional-config", "--quantization"} & merged.keys()
+    assert (merged["--model"], merged["--served-model-name"]) == (str(tmp_path), "a@0123456789ab")
+    assert merged["--max-num-seqs"] == "8"
+    same = ("--dtype", "--max-model-len", "--tool-call-parser", "--structured-outputs-config", "--enforce-eager")
+    assert {flag: merged[flag] for flag in same} == {flag: base[flag] for flag in same}
+
+
+def test_the_memory_of_a_merged_engine_is_what_was_planned(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {}}')
+    merged = merged_flags(tmp_path, 0.25, device="cuda", merged_kv_cache_memory_bytes=7)
+    assert (merged["--kv-cache-memory-bytes"], merged["--gpu-memory-utilization"]) == ("7", "0.25")
+    assert merged["--quantization"] == "bitsandbytes"
+    assert "--gpu-memory-utilization" not in merged_flags(tmp_path)
