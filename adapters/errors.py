@@ -23,7 +23,8 @@ AdapterError
 │   ├── RemoteUnreachable        it did not answer, or it is no server of ours
 │   └── RemoteRefusal            it refused; its message and code are passed on
 ├── MergeError                   a merge cannot be done as it was asked for
-│   └── NotMergeable             this adapter has no place in this base's weights; the message says which part
+│   ├── NotMergeable             this adapter has no place in this base's weights; the message says which part
+│   └── Unfaithful               what was merged is further from the adapter than the budget allows
 ├── ExportError                  an export cannot be made, or is not what it should be
 │   ├── NotExportable            this model or adapter cannot be written in this format
 │   └── NotTheSame               loaded again, the export computes something else than its source
@@ -151,6 +152,10 @@ class MergeError(AdapterError):
 
 class NotMergeable(MergeError):
     code = "not_mergeable"
+
+
+class Unfaithful(MergeError):
+    code = "unfaithful_merge"
 
 
 class ExportError(AdapterError):

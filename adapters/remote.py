@@ -20,7 +20,7 @@ from adapters.checksums import sha256_of
 from adapters.errors import RemoteRefusal, RemoteUnreachable, UploadError
 from adapters.tags import NO_TAGS, Changes, Tags
 from adapters.targets import Target, to_json
-from adapters.upload import KEPT
+from adapters.upload import HELD_OUT, KEPT
 
 TIMEOUT_S = 120.0
 PIECE_BYTES = 1 << 20
@@ -103,7 +103,7 @@ class Remote:
             raise UploadError(
                 f"{path} does not exist; give a directory that PEFT's save_pretrained wrote, or an archive"
             )
-        files = [path] if path.is_file() else [each for each in sorted(path.iterdir()) if each.is_file()]
+        files = [path] if path.is_file() else [each for each in sorted(path.iterdir()) if _is_sent(each)]
         if not files:
             raise UploadError(f"{path} holds no files; give a directory that PEFT's save_pretrained wrote")
         sums = {each.name: sha256_of(each) for each in files if each == path or each.name in KEPT}
@@ -204,6 +204,10 @@ def _reaching(url: str) -> Iterator[None]:
         raise RemoteUnreachable(
             f"{url} did not answer ({error}); check the address and that the server is up"
         ) from error
+
+
+def _is_sent(path: Path) -> bool:
+    return path.is_file() and path.name != HELD_OUT
 
 
 def _name(name: str) -> str:

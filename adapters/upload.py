@@ -23,6 +23,8 @@ ORIGINAL = "original_"
 """Before the name of a file that was sent and that a LoRA near it stands in for."""
 PROVENANCE = "loraplex.json"
 README = "README.md"
+HELD_OUT = "held_out.jsonl"
+"""Rows that it was not trained on, for measuring what becomes of it: they stay where it was trained."""
 TOKENIZER_FILES = frozenset(
     (
         "tokenizer.json",

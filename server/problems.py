@@ -53,6 +53,7 @@ STATUS: dict[type[Exception], int] = {
     artifact.RemoteRefusal: 502,
     artifact.MergeError: 400,
     artifact.NotMergeable: 422,
+    artifact.Unfaithful: 422,
     artifact.ExportError: 400,
     artifact.NotExportable: 422,
     artifact.NotTheSame: 422,

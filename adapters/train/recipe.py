@@ -22,6 +22,7 @@ from adapters.train.card import write_card
 from adapters.train.config import TrainConfig
 from adapters.train.continuation import go_on_from
 from adapters.train.evaluate import Losses, Verdict, answers, held_out_loss, losses
+from adapters.train.held_out import write_held_out
 from adapters.train.identity import identity
 from adapters.train.journal import CURVE, LOG, Evaluation, Journal, Step, Watch, draw_curve
 from adapters.train.labels import Example
@@ -37,6 +38,7 @@ from adapters.train.selftest import check_numerics
 from adapters.train.state import TrainingState
 from adapters.train.stop import StopRequest, listening
 from adapters.train.trackers import tracked
+from adapters.upload import HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -185,4 +187,5 @@ def save(setup: Setup, state: TrainingState, journal: Journal, verdict: Verdict,
         adalora.draw_heat_map(ranks, directory / adalora.HEAT_MAP)
     draw_curve(journal.steps, journal.evaluations, verdict.held_out_adapter, directory / CURVE)
     write_provenance(config, setup.data, setup.tokenizer, verdict, state.best_step, directory / PROVENANCE)
+    write_held_out(setup.data.split.held_out, directory / HELD_OUT)
     write_card(config, verdict, state.best_step, ranks, directory / "README.md")

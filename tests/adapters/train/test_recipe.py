@@ -20,7 +20,7 @@ def trained(config: TrainConfig) -> Any:
 
 def test_the_result_is_a_whole_directory_that_any_user_can_read(trained: Any, config: TrainConfig) -> None:
     names = {path.name for path in config.output.output_dir.iterdir()}
-    expected = "adapter_config.json adapter_model.safetensors loraplex.json README.md loss.png log.jsonl"
+    expected = "adapter_config.json adapter_model.safetensors loraplex.json README.md loss.png log.jsonl held_out.jsonl"
     assert names == set(expected.split())
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in config.output.output_dir.iterdir())
     assert [path.name for path in config.output.output_dir.parent.iterdir() if path.name.startswith(".out")] == []

@@ -1,0 +1,82 @@
+"""A report for the terminal: a table of the variants, one of what each format keeps, and the advice."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adapters.merge.advice import advice
+from adapters.merge.formats import TARGETS
+from adapters.merge.report import FidelityReport, Judgement, ModuleReport, VariantReport
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "q8_0": "q8_0", "nf4": "NF4"}
+BASE = {"dequantized": "NF4 base", "original": "16-bit base"}
+
+
+def show(report: FidelityReport, judgement: Judgement, output: Console) -> None:
+    output.print(variants_table(report))
+    output.print(formats_table(report))
+    output.print(escape(advice(report)), soft_wrap=True)
+    for reason in judgement.reasons:
+        output.print(f"[red]above the budget:[/] {escape(reason)}", soft_wrap=True)
+
+
+def label(variant: VariantReport) -> str:
+    """Short, for a row or a bar."""
+    stored = SHORT[variant.stored]
+    base = BASE[variant.base]
+    if variant.part == "adapter":
+        return f"{base} + adapter, {stored}"
+    if variant.part == "base":
+        return f"{base} alone"
+    onto = "dequantised" if variant.base == "dequantized" else variant.base
+    return f"merged onto {onto}, {stored}"
+
+
+def variants_table(report: FidelityReport) -> Table:
+    texts = f"{report.task_tokens} tokens: {report.probes}; {report.general_tokens} of general text"
+    shown = Table(title=escape(texts), title_justify="left")
+    shown.add_column("nats per token")
+    for heading in ("task loss", "KL", "mean |Δ|", "largest |Δ|", "same top token", "general loss"):
+        shown.add_column(heading, justify="right")
+    for variant in report.variants:
+        task = variant.task
+        shown.add_row(
+            label(variant),
+            f"{task.loss:.4f}",
+            f"{task.kl:.4f}",
+            f"{task.mean_change:.4f}",
+            f"{task.largest_change:.3f}",
+            f"{task.same_top:.1%}",
+            f"{variant.general.loss:.4f}",
+            style="bold" if variant.name == report.judged else None,
+        )
+    return shown
+
+
+def formats_table(report: FidelityReport) -> Table:
+    shown = Table("of the change of the weights")
+    for heading in ("kept", "worst tensor", "noise / change"):
+        shown.add_column(heading, justify="right")
+    for base, stored, modules in _measured(report):
+        kept = [module.formats[stored].kept for module in modules]
+        noise = statistics.median(module.formats[stored].error for module in modules)
+        shown.add_row(
+            f"{SHORT[stored]}, merged onto {base}",
+            f"{report.kept(stored, base):.1%}",
+            f"{min(kept):.1%}",
+            f"{noise:.3f}",
+        )
+    return shown
+
+
+def _measured(report: FidelityReport) -> Iterator[tuple[str, str, list[ModuleReport]]]:
+    for base in dict.fromkeys((report.onto, *(module.base for module in report.modules))):
+        for stored in TARGETS:
+            found = [each for each in report.modules if each.base == base and stored in each.formats]
+            if found:
+                yield base, stored, found

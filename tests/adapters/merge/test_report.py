@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from adapters.merge.advice import advice, lost
+from adapters.merge.report import Budget, Closeness, FidelityReport, ModuleReport, Survival, VariantReport
+
+EXACT = Closeness(loss=2.0, kl=0.0, mean_change=0.0, largest_change=0.0, same_top=1.0)
+
+
+def variant(part: str, base: str, stored: str, loss: float = 2.0, kl: float = 0.0, **general: float) -> VariantReport:
+    task = replace(EXACT, loss=loss, kl=kl)
+    return VariantReport(part, base, stored, "float32", task, replace(EXACT, **general), 1.0)  # type: ignore[arg-type]
+
+
+def module(base: str, size: float, kept: float) -> ModuleReport:
+    return ModuleReport("model.layers.0.q_proj.weight", base, size, 0.01, {"nf4": Survival(kept, 1.0)})
+
+
+REPORT = FidelityReport(
+    adapter="pirate",
+    base="small",
+    trained_on="dequantized",
+    judged="merged, dequantized, bfloat16",
+    probes="held out of its training",
+    task_tokens=100,
+    general_tokens=50,
+    variants=(
+        variant("adapter", "dequantized", "float32"),
+        variant("adapter", "dequantized", "bfloat16", kl=0.001),
+        variant("merged", "dequantized", "bfloat16", kl=0.002),
+        variant("merged", "original", "bfloat16", kl=0.2, loss=2.01),
+        variant("merged", "dequantized", "nf4", kl=1.5, loss=3.9),
+        variant("base", "dequantized", "bfloat16", kl=1.6, loss=4.0),
+    ),
+    modules=(module("dequantized", 3.0, 0.0), module("dequantized", 4.0, 0.5), module("original", 3.0, 1.0)),
+)
+
+
+def test_it_goes_to_json_and_back() -> None:
+    assert FidelityReport.from_json(json.loads(json.dumps(REPORT.to_json()))) == REPORT
+
+
+def test_what_is_kept_of_the_whole_is_weighed_by_the_size_of_each_change() -> None:
+    assert REPORT.kept("nf4") == pytest.approx((9 * 0.0 + 16 * 0.5) / 25)
+    assert REPORT.kept("nf4", "original") == 1.0
+    assert REPORT.kept("q8_0") is None
+
+
+def test_a_merge_near_the_adapter_is_within_the_budget() -> None:
+    assert REPORT.within(Budget()).passed
+    assert REPORT.onto == "dequantized"
+
+
+def test_one_on_another_base_is_above_it_and_says_what_of() -> None:
+    judged = REPORT.within(Budget(), "merged, original, bfloat16")
+    assert judged.reasons == ("KL to the adapter on task is 0.2000 nats per token, at most 0.01",)
+    assert REPORT.within(Budget(max_kl=0.3), "merged, original, bfloat16").passed
+
+
+def test_a_loss_that_rises_is_above_it_too() -> None:
+    judged = REPORT.within(Budget(max_kl=2.0), "merged, dequantized, nf4")
+    assert judged.reasons == ("loss on task rises by 1.9000 to 3.9000 nats per token, by at most 0.02",)
+
+
+def test_general_text_counts_as_well() -> None:
+    worse = variant("merged", "dequantized", "bfloat16", loss=2.0)
+    general = replace(EXACT, loss=2.5, kl=0.5)
+    report = replace(REPORT, variants=(REPORT.reference, replace(worse, general=general)))
+    assert [reason.partition(" is ")[0].partition(" rises ")[0] for reason in report.within(Budget()).reasons] == [
+        "KL to the adapter on general text",
+        "loss on general text",
+    ]
+
+
+def test_what_is_not_a_number_is_never_within() -> None:
+    broken = variant("merged", "dequantized", "bfloat16", loss=float("nan"), kl=float("nan"))
+    report = replace(REPORT, variants=(REPORT.reference, broken))
+    assert len(report.within(Budget(max_kl=1e9, max_loss_increase=1e9)).reasons) == 2
+
+
+def test_a_loss_like_the_bases_has_lost_the_adapter() -> None:
+    named = REPORT.named("merged, dequantized, nf4")
+    assert named is not None
+    assert lost(REPORT, named) == pytest.approx(0.95)
+
+
+def test_the_advice_names_the_base_and_what_four_bits_cost() -> None:
+    told = advice(REPORT)
+    assert "Merged onto the dequantised NF4 base it is 0.0020 nats per token from the adapter" in told
+    assert "Onto the original base it is 0.200 off, with the same loss on the task" in told
+    assert told.endswith(
+        "keeps 32.0% of the change from the dequantised NF4 base (1.500 off): four bits lose the adapter, keep 16."
+    )
