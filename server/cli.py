@@ -17,6 +17,7 @@ USAGE = """usage: loraplex <command> [options]
 
   serve    serve the base model and its adapters          loraplex serve --help
   train    make an adapter                                 loraplex train --help
+  merge    an adapter and its base into one model          loraplex merge --help
   adapters push, list, pull, promote, roll back, gc, …     loraplex adapters --help
   jobs     what a server fetches in the background         loraplex jobs --help
   keys     make an API key                                 loraplex keys new --help
@@ -25,11 +26,12 @@ USAGE = """usage: loraplex <command> [options]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 wrongly called or configured (train has its own, see `loraplex train --help`)."""
+    """Exit code: 0 done, 1 failed, 2 wrongly called or configured (train and merge have others, see --help)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "serve": serve,
         "train": train,
+        "merge": merge,
         "adapters": adapters,
         "jobs": jobs,
         "keys": keys,
@@ -90,6 +92,12 @@ def train(argv: list[str]) -> int:
     from adapters.train.cli import main as train_main
 
     return train_main(argv)
+
+
+def merge(argv: list[str]) -> int:
+    from adapters.merge.cli import main as merge_main
+
+    return merge_main(argv)
 
 
 def adapters(argv: list[str]) -> int:

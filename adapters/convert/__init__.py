@@ -9,7 +9,6 @@ weights, ‖ΔW - B·A‖/‖ΔW‖ over all modules; up to 1e-5 of it counts as
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from adapters.base import BaseModel
 from adapters.convert.aside import aside
@@ -25,14 +23,13 @@ from adapters.convert.change import EXACT, Fitted, fit
 from adapters.convert.kinds import adalora, loha, lokr, vera
 from adapters.convert.lora import lora
 from adapters.convert.multiplying import MULTIPLYING, multiplying
+from adapters.convert.plain import write_plain
 from adapters.convert.plan import Plan
-from adapters.convert.source import PREFIX, Source
+from adapters.convert.source import Source
 from adapters.json_document import read_document
 from adapters.refusals import refuse
-from adapters.tensor_values import Matrix
 from adapters.upload import CONFIG, INITIAL, ORIGINAL, WEIGHTS
 
-KEPT_OPTIONS = ("base_model_name_or_path", "task_type", "peft_version", "revision", "inference_mode", "auto_mapping")
 PLANNERS = {"ADALORA": adalora, "LOHA": loha, "LOKR": lokr, "VERA": vera, **dict.fromkeys(MULTIPLYING, multiplying)}
 
 
@@ -135,20 +132,7 @@ def _write(staged: Path, sent: Mapping[str, Any], fitted: Mapping[str, Fitted], 
         for name in (CONFIG, WEIGHTS):
             (staged / name).rename(staged / f"{ORIGINAL}{name}")
     (staged / INITIAL).unlink(missing_ok=True)
-    rank = max(each.factors.a.shape[0] for each in fitted.values())
-    tensors: dict[str, Matrix] = {}
-    for module, each in fitted.items():
-        b, a = each.factors.b, each.factors.a
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise refuse("non_finite", f"what it adds to {module} is not finite in float32")
-        padding = rank - a.shape[0]
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(np.pad(a, ((0, padding), (0, 0))), np.float32)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(np.pad(b, ((0, 0), (0, padding))), np.float32)
-    save_file(tensors, staged / WEIGHTS, metadata={"format": "pt"})
-    plain = {name: sent[name] for name in KEPT_OPTIONS if sent.get(name) is not None}
-    plain |= {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "init_lora_weights": True, "bias": "none"}
-    plain["target_modules"] = sorted({module.rpartition(".")[2] for module in fitted})
-    (staged / CONFIG).write_text(json.dumps(plain, indent=2))
+    write_plain(staged, sent, {module: each.factors for module, each in fitted.items()})
 
 
 def _sha256(path: Path) -> str:

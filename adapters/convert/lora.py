@@ -5,7 +5,7 @@ the base, trained biases and whole modules, ranks above the limit.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -68,7 +68,7 @@ def lora(source: Source, max_rank: int) -> Plan | None:
         return Plan(kind, merge_only=reason)
     if not tensors.pairs:
         raise refuse("no_modules", f"{source.weights.name} has only tensors that are the base's own, unchanged")
-    initial = _initial(source, init) if init else None
+    initial = _initial(source, init, tensors.pairs) if init else None
     return Plan(kind, dict(_changes(source, tensors, scaling, dora, initial)), merges=dora)
 
 
@@ -80,7 +80,7 @@ def trained(source: Source) -> Trained:
     init, dora = modified_base(config), bool(config.get("use_dora"))
     scaling, tensors = read_scaling(config, "lora_alpha"), _sort(source)
     kind = _require_sound(source, tensors, scaling)
-    initial = _initial(source, init) if init else None
+    initial = _initial(source, init, tensors.pairs) if init else None
     changes = dict(_changes(source, tensors, scaling, dora, initial))
     biases = {
         module: partial(_bias, source, parts[BIAS], scaling.scaling_of(module))
@@ -122,6 +122,8 @@ def _sort(source: Source) -> Tensors:
 def _name_in_base(name: str, source: Source) -> str:
     """PEFT has the trained copy stand beside the base's own."""
     plain = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".").replace(".original_module.", ".")
+    if plain.removesuffix(WEIGHT) in source.base.modules:
+        return plain  # where a merge counts the head among them, it need not be a tensor of its own
     if plain == "lm_head.weight" and plain not in source.base_weights.spans and source.base_weights.ties_embeddings:
         raise refuse("modules_to_save", f"{name!r} is the head, which in {source.base.name} is the embedding itself")
     if plain not in source.base_weights.spans:
@@ -180,15 +182,14 @@ def _as_saved(values: np.typing.NDArray[np.float32], dtype: str) -> np.typing.ND
     return values
 
 
-def _initial(source: Source, init: str) -> Initial:
+def _initial(source: Source, init: str, modules: Collection[str]) -> Initial:
     """What training began with, and what was taken from the base for it."""
     beside = source.weights.with_name(INITIAL)
     if beside.is_file():
         return FromFile(source.beside(beside))
     if init not in INITIALS:
         raise refuse("modified_base", f"init_lora_weights is {init[:80]!r} and there is no {INITIAL}")
-    packed = [module for module in source.base.modules if not source.base_weights.is_plain(module + WEIGHT)]
-    if packed:
+    if not all(source.base_weights.is_plain(module + WEIGHT) for module in modules):
         raise refuse("modified_base", f"init_lora_weights is {init!r}, and the base's weights are packed")
     return INITIALS[init]
 

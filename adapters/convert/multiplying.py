@@ -1,4 +1,4 @@
-"""Kinds that multiply weights instead of adding to them: no LoRA comes near, but they can be merged.
+"""Kinds that multiply weights, or add what has no low rank: no LoRA comes near, but they can be merged.
 
 Their tensors are only compared with the base's names here; merging knows their formulas.
 """
@@ -16,6 +16,7 @@ MULTIPLYING: Mapping[str, str] = {
     "OFT": "it rotates the weights",
     "BOFT": "it rotates the weights",
     "HRA": "it reflects the weights",
+    "FOURIERFT": "it adds waves to the weights",
 }
 
 

@@ -5,7 +5,7 @@ Everything computes in fp32. Knows no shards and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +16,10 @@ from adapters.convert.kinds import adalora, loha, lokr, vera
 from adapters.convert.lora import trained
 from adapters.convert.source import Source
 from adapters.errors import NotMergeable
+from adapters.merge.embeddings import split
 from adapters.merge.peft_layer import THROUGH_PEFT, multiplied
+from adapters.merge.vera import drawn_again
+from adapters.peft_config import PROMPTING, require_known
 from adapters.refusals import refuse
 from adapters.safetensors_header import TensorSpan
 from adapters.tensor_values import Matrix
@@ -52,27 +55,35 @@ def operations(source: Source) -> tuple[str, Operations]:
         )
     if source.kind == "LORA":
         return _lora(source)
-    _require_nothing_else(source)
+    require_nothing_else(source)
     if source.kind in ADDING:
         plan = ADDING[source.kind](source)
-        if plan.merge_only is not None:
-            raise NotMergeable(f"{plan.merge_only}; save it again with them")
-        return plan.kind, dict(_added(plan.kind, plan.changes))
+        changes = plan.changes if plan.merge_only is None else drawn_again(source)
+        return plan.kind, dict(_added(plan.kind, changes))
     if source.kind in THROUGH_PEFT:
         kind = source.kind.lower()
         return kind, {
             module + WEIGHT: Operation(kind, f"PEFT's own {source.kind} layer, merged", compute)
             for module, compute in multiplied(source).items()
         }
-    raise refuse("changes_prompt" if "PROMPT" in source.kind else "not_lora", f"peft_type is {source.kind[:80]!r}")
+    raise refuse("changes_prompt" if source.kind in PROMPTING else "not_lora", f"peft_type is {source.kind[:80]!r}")
 
 
 def _lora(source: Source) -> tuple[str, Operations]:
-    found = trained(source)
-    done = dict(_added(found.kind, found.changes))
+    ends = split(source)
+    done = dict(_added("lora", ends.changes))
+    if ends.changes and not ends.rest.spans:
+        require_known(source.config)
+        return "lora", done
+    found = trained(ends.rest)
+    done |= dict(_added(found.kind, found.changes))
+    if found.kind == "dora":
+        _require_weights(source, found.changes)
     for module, values in found.biases.items():
         name = module + BIAS
         if name not in source.base_weights.spans:
+            if not values().any():
+                continue
             raise NotMergeable(
                 f"lora_B of {module} has a trained bias, and the layers of {source.base.name} have none to add it to; "
                 "train with lora_bias=False"
@@ -82,6 +93,13 @@ def _lora(source: Source) -> tuple[str, Operations]:
         _require_same_shape(source, name, span)
         done[name] = Operation("whole", "trained as a whole, or saved along", partial(_replaced, source, span))
     return found.kind, done
+
+
+def _require_weights(source: Source, modules: Collection[str]) -> None:
+    """DoRA is defined by them, and a head that is the embedding has none under its name."""
+    absent = [module for module in modules if not source.weights_beneath.is_plain(module + WEIGHT)]
+    if absent:
+        raise NotMergeable(f"DoRA on {absent[0]}, which is the embedding in {source.base.name}: train it without")
 
 
 def _added(kind: str, changes: Mapping[str, Callable[[], Change]]) -> Iterator[tuple[str, Operation]]:
@@ -113,14 +131,14 @@ def _require_same_shape(source: Source, name: str, span: TensorSpan) -> None:
 
 
 def shape_in_base(source: Source, name: str) -> tuple[int, ...]:
-    """Unpacked, where it lies packed; of a tied head the embedding's."""
-    module = name.removesuffix(WEIGHT)
+    """Unpacked, where it lies packed."""
+    module = name.removesuffix(WEIGHT)  # the head is among them, also where it is the embedding
     if module in source.base.modules and name.endswith(WEIGHT):
         return source.base.modules[module]
     return source.base_weights.spans[name][1].shape
 
 
-def _require_nothing_else(source: Source) -> None:
+def require_nothing_else(source: Source) -> None:
     config = source.config
     if config.get("modules_to_save"):
         raise refuse("modules_to_save", f"modules_to_save is {str(config['modules_to_save'])[:120]!r}")

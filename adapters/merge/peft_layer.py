@@ -1,4 +1,4 @@
-"""Kinds that multiply weights, merged by PEFT's own layer: one linear module at a time, never the whole model.
+"""Kinds that a LoRA does not come near, merged by PEFT's own layer: one linear module at a time, never the whole model.
 
 What PEFT expects of the file is found by building the layer without memory (torch's meta device).
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 Compute = Callable[["torch.Tensor"], "torch.Tensor"]
-THROUGH_PEFT = ("IA3", "OFT", "BOFT", "HRA")
+THROUGH_PEFT = ("IA3", "OFT", "BOFT", "HRA", "FOURIERFT")
 NEEDS_MEMORY = ("BOFT",)
 """Their layers cannot be built on the meta device."""
 WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
@@ -102,6 +102,9 @@ def _config(source: Source, module: str) -> Any:
     from peft import get_peft_config
 
     kept = {key: value for key, value in source.config.items() if key not in (*WHERE, *UNUSED)}
+    if source.kind == "IA3":  # a row of factors scales what goes in, a column what comes out
+        before = source.spans[f"{module}.ia3_l"].shape == (1, source.base.modules[module][1])
+        kept["feedforward_modules"] = [module] if before else []
     return get_peft_config({**kept, "peft_type": source.kind, "target_modules": [module], "inference_mode": True})
 
 

@@ -8,30 +8,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from adapters.base import PACKED_STATE, WEIGHT, BaseModel
 from adapters.base_weights import BaseWeights
-from adapters.checksums import sha256_of
 from adapters.convert.source import Source
 from adapters.errors import MergeError
 from adapters.merge.bases import Asked, BaseChoice, Dequantized, choose_base, weights_of
+from adapters.merge.embeddings import Ends, unties, widened
+from adapters.merge.files import digest_of_adapter, prefix_of, require_same_base
 from adapters.merge.operations import Operation, Operations, operations
-from adapters.provenance import read_provenance
-from adapters.refusals import refuse
 from adapters.safetensors_header import BITS
-from adapters.store import digest_of
 from adapters.tokenizer_files import check_tokenizer
-from adapters.upload import CONFIG, KEPT, ORIGINAL, PROVENANCE, WEIGHTS
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
+UNTIED = "embedding and head are one in the base and two in the result, for only one of them was trained"
 CALCULATION = "merge-1"
 """Changes when the same plan would give other values: what another version left unfinished is begun anew."""
 
@@ -108,19 +106,24 @@ def plan_merge(
     adapter: Path, base: BaseModel, choice: Asked | BaseChoice = "auto", dtype: Dtype = "bfloat16"
 ) -> MergePlan:
     """Raises InvalidAdapter for a fault of the adapter, MergeError for what this base or this wish cannot have."""
-    prefix = _require_files(adapter)
-    notes = [*_require_same_base(adapter, base), *check_tokenizer(adapter, base.path)]
+    prefix = prefix_of(adapter)
+    notes = [*require_same_base(adapter, base), *check_tokenizer(adapter, base.path)]
     if prefix:
         notes.append("its files are those that were sent, not the LoRA near them that is served")
     if not isinstance(choice, BaseChoice):
         choice = choose_base(adapter, base, choice)
     weights = weights_of(base, choice.values)
-    source = Source.read(adapter, base, prefix, weights)
+    source = Source.read(adapter, widened(base, weights), prefix, weights)
     kind, found = operations(source)
-    planned = sorted(_planned(source, found, STORED[dtype]), key=_place)
+    planned = list(_planned(source, found, STORED[dtype]))
+    two = unties(source, found)
+    if two:
+        planned += _untied(source, found, planned)
+        notes.append(UNTIED)
+    planned.sort(key=_place)
     return MergePlan(
         adapter=adapter,
-        adapter_digest=_digest(adapter),
+        adapter_digest=digest_of_adapter(adapter),
         base=base,
         choice=choice,
         dtype=dtype,
@@ -128,14 +131,8 @@ def plan_merge(
         planned=tuple(planned),
         notes=tuple(notes),
         weights=weights,
+        changes_config={"tie_word_embeddings": False} if two else {},
     )
-
-
-def _digest(adapter: Path) -> str:
-    """The one that a store gives it: over what it keeps."""
-    files = sorted(path for path in adapter.iterdir() if path.is_file())
-    kept = (path for path in files if path.name in KEPT or path.name.startswith(ORIGINAL))
-    return digest_of({path.name: sha256_of(path) for path in kept})
 
 
 def _place(planned: PlannedTensor) -> tuple[str, int]:
@@ -143,23 +140,12 @@ def _place(planned: PlannedTensor) -> tuple[str, int]:
     return planned.shard, -BITS[planned.dtype]
 
 
-def _require_files(adapter: Path) -> str:
-    """The prefix of the two files to read: what was sent stands beside a LoRA that is only near it."""
-    if all((adapter / f"{ORIGINAL}{name}").is_file() for name in (CONFIG, WEIGHTS)):
-        return ORIGINAL
-    missing = [name for name in (CONFIG, WEIGHTS) if not (adapter / name).is_file()]
-    if missing:
-        raise refuse("missing_file", f"{adapter} has no {' and no '.join(missing)}")
-    return ""
-
-
-def _require_same_base(adapter: Path, base: BaseModel) -> list[str]:
-    trained_on = read_provenance(adapter / PROVENANCE).base_fingerprint
-    if trained_on is None:
-        return [f"no {PROVENANCE} says which base it was trained on: only names and shapes were compared"]
-    if trained_on != base.fingerprint:
-        raise refuse("wrong_base", f"trained on the base {trained_on[:80]}, given is {base.name} {base.fingerprint}")
-    return []
+def _untied(source: Source, found: Operations, planned: Sequence[PlannedTensor]) -> Iterator[PlannedTensor]:
+    """The head as a tensor of its own, where the base has none."""
+    ends = Ends.of(source.base_weights)
+    if ends.head not in source.base_weights.spans:
+        embedding = next(each for each in planned if each.name == ends.embedding)
+        yield replace(embedding, name=ends.head, operation=found.get(ends.head))
 
 
 def _planned(source: Source, found: Operations, dtype: str) -> Iterator[PlannedTensor]:

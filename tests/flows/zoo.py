@@ -137,6 +137,7 @@ ZOO: dict[str, Case] = {
     "OFT": other("OFT", MERGE_ONLY, r=0, oft_block_size=32, **FEW),
     "BOFT": other("BOFT", MERGE_ONLY, boft_block_size=4, **FEW),
     "HRA": other("HRA", MERGE_ONLY, r=4, **FEW),
+    "FourierFT": other("FourierFT", MERGE_ONLY, n_frequency=50, target_modules=QUERY_VALUE, strength=5.0),
     "trained biases of lora_B": lora(MERGE_ONLY, lora_bias=True, **FEW),
     "a trained norm": lora(MERGE_ONLY, modules_to_save=["model.norm"], **FEW),
     # refused
@@ -148,7 +149,6 @@ ZOO: dict[str, Case] = {
     "prompt tuning": other("PromptTuning", None, code="changes_prompt", num_virtual_tokens=4, task_type="CAUSAL_LM"),
     "prefix tuning": other("PrefixTuning", None, code="changes_prompt", num_virtual_tokens=4, task_type="CAUSAL_LM"),
     "P-tuning": other("PromptEncoder", None, code="changes_prompt", num_virtual_tokens=4, task_type="CAUSAL_LM"),
-    "FourierFT": other("FourierFT", None, code="not_lora", n_frequency=50, target_modules=QUERY_VALUE),
     "activated LoRA": lora(None, code="alora", alora_invocation_tokens=[1, 2], task_type="CAUSAL_LM"),
 }
 
