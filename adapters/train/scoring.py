@@ -1,15 +1,19 @@
 """Answers against the answers that were expected: exact match, and for JSON its validity and every field of it.
 
 Pure: it knows no model and no server. Comparing is strict on purpose: `"1"` is not `1`, and order of keys is not looked
-at, because no program that reads JSON does.
+at, because no program that reads JSON does. Valid is what a parser takes as it stands; what is in it counts also where
+chat models like to put it, in a code fence with or without words around it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+FENCED = re.compile(r"^\s*```\w*\n(.*?)^\s*```", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,9 @@ class Score:
     exact: float
     """Share of answers that equal the expected one, without white space around it."""
     valid_json: float | None = None
-    """Share of answers that are JSON; None where no expected answer is a JSON object."""
+    """Share of answers that are JSON and nothing else; None where no expected answer is a JSON object."""
     json_match: float | None = None
-    """Share of answers that are the same JSON value."""
+    """Share of answers whose JSON is the same value, also where it stands in a code fence."""
     fields: Mapping[str, float] | None = None
     """Key of the expected objects → share of them in which the answer has the same value there."""
     loss: float | None = None
@@ -33,11 +37,11 @@ def score(expected: Sequence[str], answers: Sequence[str], loss: float | None = 
     wanted = [parsed(text) for text in expected]
     if not all(isinstance(value, dict) for value in wanted):
         return Score(count, exact, loss=loss)
-    found = [parsed(text) for text in answers]
+    found = [contained(text) for text in answers]
     return Score(
         rows=count,
         exact=exact,
-        valid_json=sum(value is not INVALID for value in found) / count,
+        valid_json=sum(parsed(text) is not INVALID for text in answers) / count,
         json_match=sum(same(want, got) for want, got in zip(wanted, found, strict=True)) / count,
         fields=_fields(wanted, found),
         loss=loss,
@@ -57,6 +61,12 @@ def parsed(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return INVALID
+
+
+def contained(text: str) -> Any:
+    """The JSON value that an answer is, or that its only code fence holds; else INVALID."""
+    fenced = FENCED.findall(text)
+    return parsed(fenced[0]) if len(fenced) == 1 else parsed(text)
 
 
 def same(want: Any, got: Any) -> bool:

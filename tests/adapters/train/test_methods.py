@@ -19,31 +19,17 @@ from adapters.train.handover import check_servable
 from adapters.train.method_sections import PeftSection
 from adapters.validate import validate
 from tests.adapters.train import tiny
+from tests.adapters.train.servable import SERVABLE, SMALL
 from tests.adapters.train.tiny import NF4, PLAIN, attached, base_of, log_probabilities, one_batch
 
-SMALL: dict[str, Any] = {"r": 4, "lora_alpha": 8}
-ADALORA = {"method": "adalora", "adalora": {"init_r": 6, "target_r": 3}}
-SERVABLE: dict[str, tuple[dict[str, Any], Any]] = {
-    "lora": (SMALL, PLAIN),
-    "qlora": (SMALL | {"method": "qlora"}, NF4),
-    "rslora with patterns": (
-        SMALL | {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
-        NF4,
-    ),
-    "gaussian": (SMALL | {"init_lora_weights": "gaussian"}, NF4),
-    "orthogonal": (SMALL | {"init_lora_weights": "orthogonal"}, NF4),
-    "loftq": (SMALL | {"init_lora_weights": "loftq"}, NF4),
-    "pissa": (SMALL | {"init_lora_weights": "pissa"}, PLAIN),
-    "olora": (SMALL | {"init_lora_weights": "olora"}, PLAIN),
-    "adalora": (ADALORA, PLAIN),
-    "adalora on nf4": (ADALORA, NF4),
+OTHERS: dict[str, tuple[dict[str, Any], bool]] = {
+    "dora": (SMALL | {"use_dora": True}, False),
+    "ia3": ({"method": "ia3"}, True),
+    "prompt": ({"method": "prompt", "num_virtual_tokens": 4}, True),
+    "prefix": ({"method": "prefix", "num_virtual_tokens": 4}, True),
 }
-OTHERS: dict[str, tuple[dict[str, Any], Any]] = {
-    "dora": (SMALL | {"use_dora": True}, PLAIN),
-    "ia3": ({"method": "ia3"}, NF4),
-    "prompt": ({"method": "prompt", "num_virtual_tokens": 4}, NF4),
-    "prefix": ({"method": "prefix", "num_virtual_tokens": 4}, NF4),
-}
+BASES = {True: NF4, False: PLAIN}
+"""By whether it is in NF4."""
 PINNED: dict[str, tuple[float, float]] = {
     "lora": (5.540, 1.943),
     "qlora": (5.564, 1.985),
@@ -69,8 +55,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(case: str, base: Path, scratch: Path, **training: Any) -> tiny.Run:
-    fields, quantization = (SERVABLE | OTHERS)[case]
-    return tiny.run(base, scratch, PeftSection.model_validate(fields), quantization, **training)
+    fields, on_nf4 = (SERVABLE | OTHERS)[case]
+    return tiny.run(base, scratch, PeftSection.model_validate(fields), BASES[on_nf4], **training)
 
 
 def saved(adapted: Any, directory: Path) -> Path:
@@ -98,7 +84,7 @@ def test_what_is_served_computes_what_peft_trained(base: Path, tmp_path: Path, c
     assert manifest.verdict == (
         f"converted exactly from {manifest.conversion['from']}" if manifest.conversion else "served as it came"
     )
-    fresh = base_of(base, SERVABLE[case][1])
+    fresh = base_of(base, BASES[SERVABLE[case][1]])
     untouched = log_probabilities(fresh)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # AdaLoRA may leave nothing of a module, which peft then misses
@@ -124,7 +110,7 @@ def test_an_initialisation_from_the_base_keeps_or_nears_what_the_base_computes(
 def test_the_base_is_evaluated_as_it_is_also_after_training(base: Path, tmp_path: Path, case: str) -> None:
     trained = run(case, base, tmp_path).model
     rows = tiny.examples()
-    fresh = attached(base, PeftSection.model_validate(SMALL), (SERVABLE | OTHERS)[case][1])
+    fresh = attached(base, PeftSection.model_validate(SMALL), BASES[(SERVABLE | OTHERS)[case][1]])
     adapter = held_out_loss(trained, rows, 0, 4)
     assert held_out_loss(trained, rows, 0, 4, base=True) == pytest.approx(
         held_out_loss(fresh, rows, 0, 4, base=True), abs=1e-4
@@ -152,8 +138,8 @@ def test_an_error_that_was_accepted_is_stated(base: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("case", ["qlora", "adalora on nf4"])
 def test_the_gradient_of_a_step_is_the_one_of_the_dense_weights(base: Path, case: str) -> None:
     """G = dL/dW of a plain llama whose weights are NF4(W) + ΔW, without peft or bitsandbytes; then the chain rule."""
-    fields, quantization = SERVABLE[case]
-    adapted = attached(base, PeftSection.model_validate(fields), quantization)
+    fields, on_nf4 = SERVABLE[case]
+    adapted = attached(base, PeftSection.model_validate(fields), BASES[on_nf4])
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)

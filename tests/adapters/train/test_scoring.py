@@ -37,3 +37,25 @@ def test_a_field_counts_only_where_it_is_expected() -> None:
 @pytest.mark.parametrize("answer", ["NaN", "", "{", '{"a": NaN}', "[" * 100_000, '{"a": 1} and more'])
 def test_what_is_no_json_is_not_valid(answer: str) -> None:
     assert score(['{"a": 1}'], [answer]).valid_json == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer", ["```json\n{}\n```", "Here it is:\n\n```\n  {}\n```\nAnything else?", "  ```JSON\n{}\n  ```  "]
+)
+def test_json_in_a_code_fence_counts_but_is_not_valid_as_it_stands(answer: str) -> None:
+    found = score([WANT], [answer.replace("{}", WANT)])
+    assert (found.exact, found.valid_json, found.json_match) == (0.0, 0.0, 1.0)
+    assert found.fields == {"category": 1.0, "order": 1.0, "urgent": 1.0}
+
+
+@pytest.mark.parametrize(
+    "answer", ["```\n{}\n```\nor\n```\n{}\n```", "```json\n{}", "It is {}.", "```\n{} and more\n```", "```{}```"]
+)
+def test_json_that_nobody_could_pick_out_without_guessing_does_not_count(answer: str) -> None:
+    assert score([WANT], [answer.replace("{}", WANT)]).json_match == 0.0
+
+
+def test_a_fence_inside_a_value_is_no_fence() -> None:
+    text = '{"code": "```\\nx\\n```"}'
+    found = score([text], [text])
+    assert (found.valid_json, found.json_match) == (1.0, 1.0)
