@@ -1,9 +1,11 @@
-"""One small training run, killed at random instants that are the same in every run of this program, then gone on with.
+"""One small training run, killed at random moments, each time from the start, then gone on with.
 
-    python -m tests.adapters.train.crash_child CONFIG.yaml TIMES
+    python -m tests.adapters.train.crash_child CONFIG.yaml TIMES SEED
 
-Forks from one process that has torch loaded but has computed nothing. Prints a line for each kill: what happened then
-and the SHA-256 of the weights that the run ended with; the first line is that of a run that nobody killed.
+Forks from one process that has torch loaded but has computed nothing. A moment is a numbered instant, the same in
+every run of this program, or some milliseconds after one: then the kill comes from outside and may cut a write in two,
+which no instant stands for. Prints a line for each kill: where it happened, what was left, and the SHA-256 of the
+weights that the run ended with; the first line is that of a run that nobody killed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ import random
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure  # noqa: F401  loaded once, before the forks
 from transformers import LlamaForCausalLM  # noqa: F401
@@ -23,39 +30,67 @@ from adapters.train.config import load_config
 from adapters.train.journal import Journal
 from adapters.train.quiet import quiet_libraries
 from adapters.train.recipe import train
+from adapters.train.run_directory import RunDirectory
 from tests.adapters.instants import Instants
 
+LATER_S = (0.0, 0.0, 0.001, 0.003, 0.01, 0.03)
 
-def run(path: Path, kill_at: int = 0, told: int = 1) -> None:
-    """In a process of its own; `kill_at` 0 lets it end. Tells how many instants there were, or the fatal one."""
+
+@dataclass(frozen=True)
+class Moment:
+    instant: int
+    later_s: float
+
+
+def run(path: Path, moment: Moment | None = None) -> str:
+    """In a process of its own, which tells what it does when that moment comes; how many instants it has, if none."""
+    reading, writing = os.pipe()
     child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        return
+    if not child:
+        os.close(reading)
+        work(path, moment, writing)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        first = told.readline() if moment else ""
+        if first and moment:
+            time.sleep(moment.later_s)
+            os.kill(child, signal.SIGKILL)
+        rest = told.read().splitlines()
+    os.waitpid(child, 0)
+    return [first.strip(), *rest][-1]
+
+
+def work(path: Path, moment: Moment | None, told: int) -> None:
+    """Goes on to the end, telling every instant from the fatal one on; with nothing to wait for, it stops at once."""
+    where = "run"
 
     def reached(number: int, what: str) -> None:
-        if number == kill_at:
-            os.write(told, what.encode())
-            os.kill(os.getpid(), signal.SIGKILL)
+        if moment and number >= moment.instant:
+            os.write(told, f"{where}: {what}\n".encode())
+            if not moment.later_s:
+                signal.pause()
+
+    def saving(save: Callable[..., None]) -> Callable[..., None]:
+        @wraps(save)
+        def wrapper(*arguments: Any) -> None:
+            nonlocal where
+            where = "checkpoint"
+            save(*arguments)
+            where = "run"
+
+        return wrapper
 
     config = load_config(path)
     instants = Instants(path.parent, reached)
     instants.install()
     Journal._write = instants._around("line", Journal._write)  # type: ignore[method-assign]
+    RunDirectory.save = saving(RunDirectory.save)  # type: ignore[method-assign]
     with quiet_libraries(), open(os.devnull, "w") as nothing:
         sys.stderr = nothing
         train(config)
-    if not kill_at:
+    if not moment:
         os.write(told, str(instants.count).encode())
     os._exit(0)
-
-
-def tell(path: Path, kill_at: int = 0) -> str:
-    reading, writing = os.pipe()
-    run(path, kill_at, writing)
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        return told.read()
 
 
 def weights(path: Path) -> str:
@@ -63,17 +98,19 @@ def weights(path: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def main(path: Path, times: int) -> None:
-    count = int(tell(path))
+def main(path: Path, times: int, seed: int) -> None:
+    count = int(run(path))
     print("whole", weights(path), flush=True)
-    chance = random.Random(0)
-    for kill_at in sorted(chance.sample(range(1, count + 1), times)):
+    chance = random.Random(seed)
+    for instant in sorted(chance.sample(range(1, count + 1), times)):
+        moment = Moment(instant, chance.choice(LATER_S))
         shutil.rmtree(path.parent / "out")
-        what = tell(path, kill_at)
+        what = run(path, moment)
         run(path)
         left = sorted(entry.name for entry in path.parent.iterdir() if entry.name not in (path.name, "rows.jsonl"))
-        print(f"{kill_at}/{count} {what}: left {left}", weights(path), flush=True)
+        at = f"{instant}/{count} + {1000 * moment.later_s:.0f} ms"
+        print(f"{at}, {what}: left {left}", weights(path), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
