@@ -6,10 +6,11 @@ It changes nothing; `registry.py` is the same with what does.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from sqlalchemy import select, true
 
-from adapters import lineage, listing, names, rows, schema, shadow_rows, tag_rows
+from adapters import lineage, listing, merge_reports, names, rows, schema, shadow_rows, tag_rows
 from adapters.database import Database
 from adapters.errors import NotFound
 from adapters.listing import ALL, Wanted
@@ -80,9 +81,16 @@ class Catalogue:
             tagged = tag_rows.read_tags(connection, version.adapter, [version.number])
             parents = lineage.parents(version.manifest.lineage)
             found = {parent: rows.find_ref(connection, parent) for parent in parents}
-            return About(
-                aliases_of(targets, version.number), tagged.get(version.number, {}), found, int(row["revision"])
-            )
+            tags, fidelity = tagged.get(version.number, {}), merge_reports.read_summary(connection, *version.key)
+            return About(aliases_of(targets, version.number), tags, found, int(row["revision"]), fidelity)
+
+    def merge_report(self, version: Version) -> dict[str, Any]:
+        """`at`, `summary` and `report` of its last merge. NotFound where it never was merged."""
+        with self._database.read() as connection:
+            found = merge_reports.read_report(connection, *version.key)
+        if found is None:
+            raise NotFound(f"{version.ref} was not merged yet, so nothing was measured; `POST /v1/merges` does both")
+        return found
 
     def aliases_of(self, version: Version) -> list[str]:
         """Those that point to it, alone or among others."""

@@ -8,11 +8,14 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from adapters import rows, schema
+from adapters.errors import Conflict
 from adapters.records import Adapter, Move, Version
 from adapters.retention import Holds, Judgement, judge
 
 INCOMING = {"fetch", "fine_tune"}
 """Kinds of jobs that bring a version in: their `name` is where it goes, and needs no version that is there."""
+READING = ("merge", "export")
+"""Kinds of jobs that no deletion takes a version from. Their `params` name versions as `name@number`."""
 
 
 def judge_all(
@@ -26,6 +29,18 @@ def judge_all(
         frozenset(_named_by_jobs(connection)),
     )
     return judge(adapter, keep, holds, in_use)
+
+
+def require_unread(connection: Connection, going: Sequence[Version]) -> None:
+    """Conflict where a job that has not ended reads one of these versions."""
+    table, refs = schema.jobs, {version.ref for version in going}
+    reading = select(table).where(table.c.ended_at.is_(None), table.c.kind.in_(READING))
+    for job in connection.execute(reading):
+        if held := sorted(refs.intersection(_words(job.params))):
+            raise Conflict(
+                f"{held[0]} is read by {job.id}, which is to {job.kind} it; wait for that, or cancel it first",
+                code="version_in_use",
+            )
 
 
 def last_move(moves: Sequence[tuple[int, Move]]) -> tuple[int, Move] | None:

@@ -39,6 +39,10 @@ class Version:
     def ref(self) -> str:
         return f"{self.adapter}@{self.number}"
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.adapter, self.number
+
 
 @dataclass(frozen=True)
 class Move:
@@ -67,6 +71,8 @@ class About:
     """A parent as the lineage names it → `name@number` of the version here that is meant."""
     revision: int
     """Of the adapter."""
+    fidelity: Mapping[str, Any] | None = None
+    """What its last merge kept of it, in a few figures; None where it never was merged."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from adapters import alias_changes, checking, lineage, migrations, names, rows, schema, tag_rows
+from adapters import alias_changes, checking, lineage, merge_reports, migrations, names, rows, schema, tag_rows
 from adapters.catalogue import Catalogue
 from adapters.database import Database
 from adapters.errors import Changed, Conflict, StoreError
-from adapters.holds import judge_all
+from adapters.holds import judge_all, require_unread
 from adapters.manifest import Manifest
 from adapters.records import (
     CHECKING,
@@ -166,6 +166,12 @@ class Registry(Catalogue):
                 connection, rows.require_version(connection, version.adapter, version.number), reason
             )
 
+    def set_merge_report(self, version: Version, summary: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+        """In place of the one before. NotFound where the version is gone."""
+        with self._writing(version.adapter) as connection:
+            rows.require_version(connection, *version.key)
+            merge_reports.write_report(connection, *version.key, summary, report)
+
     def edit(
         self,
         name: str,
@@ -251,12 +257,13 @@ class Registry(Catalogue):
 
     def drain(self, name: str, number: int | None = None) -> list[Version]:
         """Mark a version as draining that no alias points to, or all of the adapter, at once: no crash, no other call
-        comes in between."""
+        comes in between. Conflict while a job reads one of them."""
         with self._writing(name) as connection:
             if number is None:
                 going = rows.read_versions(connection, name)
             else:
                 going = [_require_unaliased(connection, name, number)]
+            require_unread(connection, going)
             for version in going:
                 rows.set_state(connection, name, version.number, DRAINING)
             return going

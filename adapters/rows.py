@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, false, func, insert, select, update
 
-from adapters import names, schema, shadow_rows, tag_rows
+from adapters import merge_reports, names, schema, shadow_rows, tag_rows
 from adapters.errors import NotFound
 from adapters.manifest import Manifest
 from adapters.records import MERGE_ONLY, READY, Adapter, Move, Shadow, Version
@@ -137,6 +137,7 @@ def delete_version(connection: Connection, name: str, number: int) -> None:
             move(connection, name, alias, rest, "delete")
     tag_rows.delete_tags(connection, name, number)
     shadow_rows.delete_shadows(connection, name, number)
+    merge_reports.delete_report(connection, name, number)
     table = schema.versions
     connection.execute(delete(table).where(table.c.adapter == name, table.c.number == number))
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "5"
+REVISION = "6"
 """The last step in `migrations/versions`."""
 
 
@@ -117,6 +117,18 @@ alias_shadows = Table(
     Column("alias", String(128), primary_key=True),
     Column("number", Integer, nullable=False),
     Column("percent", Integer, nullable=False),
+    ForeignKeyConstraint(["adapter", "number"], ["adapter_versions.adapter", "adapter_versions.number"]),
+)
+
+# What was measured when the version was merged last. Beside its row, because lists need not carry it.
+merge_reports = Table(
+    "merge_reports",
+    metadata,
+    Column("adapter", String(128), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("summary", JSON, nullable=False),
+    Column("report", JSON, nullable=False),
     ForeignKeyConstraint(["adapter", "number"], ["adapter_versions.adapter", "adapter_versions.number"]),
 )
 

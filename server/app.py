@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from adapters.base import BaseModel
 from adapters.errors import Conflict
+from adapters.export_store import ExportStore
 from adapters.file_store import FileStore
 from adapters.ingest import Ingest
 from adapters.job_records import Job
@@ -31,6 +32,8 @@ from server.engine.pool import EnginePool
 from server.engine.protocol import Engine
 from server.engine.vllm import VllmEngine
 from server.errors import SettingsError
+from server.exports import KIND as EXPORT
+from server.exports import Exports
 from server.fairness import Turns
 from server.fetches import Fetches
 from server.fine_tuning import KIND as FINE_TUNE
@@ -42,6 +45,9 @@ from server.jobs import JobRunner, Kind
 from server.keys import load_keys
 from server.lifecycle import Lifecycle
 from server.logs import Edge
+from server.merges import KIND as MERGE
+from server.merges import Merges
+from server.merging import Merging
 from server.probe import Probe
 from server.residency import Residency
 from server.resolve import Resolver
@@ -49,11 +55,13 @@ from server.routes import (
     adapters,
     aliases,
     data_files,
+    exports,
     files,
     fine_tuning_jobs,
     generation,
     health,
     jobs,
+    merges,
     models,
     operations,
     upkeep,
@@ -95,7 +103,19 @@ def create_app(
         app.include_router(noun.changing)
     for router in (upkeep.collecting, upkeep.verifying):
         app.include_router(router)
-    for each in (generation, models, uploads, files, data_files, fine_tuning_jobs, jobs, operations, health):
+    for each in (
+        generation,
+        models,
+        uploads,
+        files,
+        data_files,
+        fine_tuning_jobs,
+        merges,
+        exports,
+        jobs,
+        operations,
+        health,
+    ):
         app.include_router(each.router)
     return app
 
@@ -137,10 +157,16 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     kinds = {FETCH: Kind(intake.work, settings.max_fetches)}
     if settings.fine_tuning:
         kinds[FINE_TUNE] = Kind(fine_tuning.work, at_once=1)
+    merging = Merging(queue, fetches, base, settings)
+    merges = Merges(queue, registry, ingest, admission, merging, settings)
+    exports = Exports(queue, registry, ExportStore(settings.data_dir.absolute() / "exports"), merging, settings)
+    if settings.merging:
+        kinds |= {MERGE: Kind(merges.work, at_once=1), EXPORT: Kind(exports.work, at_once=1)}
 
     def job_ended(job: Job) -> None:
         telemetry.job_ended(job)
         fine_tuning.ended(job)
+        merging.ended(job)
 
     runner = JobRunner(queue, kinds, job_ended)
     return Services(
@@ -155,6 +181,9 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         intake,
         files,
         fine_tuning,
+        merging,
+        merges,
+        exports,
         runner,
         pool,
         merged,
@@ -243,7 +272,8 @@ def _take_up_jobs(services: Services) -> None:
 async def _running(services: Services) -> AsyncIterator[None]:
     services.ingest.sweep()
     services.files.sweep()
-    services.fine_tuning.sweep()
+    for noun in (services.fine_tuning, services.merging, services.merges, services.exports):
+        noun.sweep()
     services.pool.open()
     await services.shadows.reload()
     await services.lifecycle.resume()

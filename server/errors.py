@@ -10,6 +10,7 @@ ServerError
 ├── AdapterUnavailable        the version exists, but is quarantined, draining or refused by the engine
 ├── MergedEngineRefused       there is no room for an engine of merged weights, or the version cannot have one
 ├── Overloaded                too many wait, or every place is leased; worth another try after `retry_after_s`
+├── InsufficientStorage       what was asked for would not fit on the disk, or in the limit for it
 ├── EngineUnavailable         the engine is starting or being rebuilt; worth another try after `retry_after_s`
 └── CorruptedOutput           the engine produced NaN logits; nothing of the answer can be trusted
 
@@ -67,6 +68,10 @@ class MergedEngineRefused(ServerError):
 class Overloaded(ServerError):
     code = "overloaded"
     retry_after_s = 1
+
+
+class InsufficientStorage(ServerError):
+    code = "insufficient_storage"
 
 
 class EngineUnavailable(ServerError):

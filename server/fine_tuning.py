@@ -14,7 +14,6 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ from adapters.file_store import DataFile, FileStore
 from adapters.job_records import QUEUED
 from adapters.jobs import Job, Jobs
 from adapters.peft_config import read_config
-from adapters.records import CHECKING, READY
 from adapters.registry import Version
 from adapters.train.metrics import Metrics, read_metrics
-from adapters.upload import CONFIG, UploadedFile, UploadOptions
+from adapters.upload import CONFIG, UploadOptions
 from server import worker_process
 from server.admission import Admission
 from server.errors import BadRequest, Overloaded, PermissionDenied
@@ -45,6 +43,7 @@ from server.fine_tuning_fields import (
 from server.jobs import Run, WorkerDied
 from server.resolve import Resolver
 from server.settings import Settings
+from server.take_in import take_in
 
 KIND = "fine_tune"
 WORKER = "adapters.train.worker"
@@ -63,7 +62,6 @@ LISTEN_S = 0.5
 """How soon a training process hears that it shall stop."""
 STOP_S = 120.0
 """How long it may take to come to the end of its step, and to write down where it is."""
-TRIAL_S = 5.0
 EVENTS = 100
 """Steps of a run that become events; a run of more leaves some out, as few events of a job are kept."""
 DEFAULT_SEED = 42
@@ -223,15 +221,7 @@ class FineTuning:
         data_digest = f"sha256:{given_files(run.job)['training_file'].sha256}"
         lineage = {"run": public_id(run.job), "data_digest": data_digest, "parents": parents}
         options = UploadOptions(by=run.job.created_by, lineage=lineage)
-        with ExitStack() as stack:
-            files = await asyncio.to_thread(_open_files, directory, stack)
-            version, created = await self._admission.upload(adapter_name(run.job), files, options, TRIAL_S)
-        while version.state == CHECKING:  # its trial waits for an engine that starts, or for other trials
-            run.report(**run.progress)
-            version = await self._admission.settled(version, created, TRIAL_S)
-        if version.state != READY:
-            raise NotServable(f"{version.ref} is {version.state}: {version.reason or 'it cannot be served'}")
-        return version, created
+        return await take_in(self._admission, run, adapter_name(run.job), directory, options)
 
 
 def public_id(job: Job) -> str:
@@ -273,11 +263,6 @@ def _form_of(adapter: Path, max_rank: int) -> dict[str, Any]:
 def _rows(path: Path) -> int:
     with path.open("rb") as file:
         return max(1, sum(bool(line.strip()) for line in file))
-
-
-def _open_files(directory: Path, stack: ExitStack) -> list[UploadedFile]:
-    paths = sorted(path for path in directory.iterdir() if path.is_file())
-    return [UploadedFile(path.name, stack.enter_context(path.open("rb"))) for path in paths]
 
 
 async def _pass_on(run: Run, message: Mapping[str, Any]) -> None:

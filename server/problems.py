@@ -27,6 +27,7 @@ STATUS: dict[type[Exception], int] = {
     errors.AdapterUnavailable: 409,
     errors.MergedEngineRefused: 409,
     errors.Overloaded: 429,
+    errors.InsufficientStorage: 507,
     errors.EngineUnavailable: 503,
     errors.CorruptedOutput: 500,
     artifact.AdapterError: 500,

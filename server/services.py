@@ -16,6 +16,7 @@ from adapters.store import Store
 from server.admission import Admission
 from server.engine.merged import MergedEngines
 from server.engine.pool import EnginePool
+from server.exports import Exports
 from server.fairness import Turns
 from server.fetches import Fetches
 from server.fine_tuning import FineTuning
@@ -23,6 +24,8 @@ from server.generate import Generator
 from server.intake import Intake
 from server.jobs import JobRunner
 from server.lifecycle import Lifecycle
+from server.merges import Merges
+from server.merging import Merging
 from server.residency import Residency
 from server.settings import Settings
 from server.shadow import Shadows
@@ -43,6 +46,9 @@ class Services:
     intake: Intake
     files: FileStore
     fine_tuning: FineTuning
+    merging: Merging
+    merges: Merges
+    exports: Exports
     runner: JobRunner
     pool: EnginePool
     merged: MergedEngines

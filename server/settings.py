@@ -160,6 +160,19 @@ class Settings(BaseSettings):
     fine_tuning_threads: int = Field(default=1, ge=1)
     """Cores that it computes with, as far as the engine leaves them to it."""
 
+    merging: bool = True
+    """Whether publishers may have adapters merged, combined and exported here, by a process beside the engine."""
+    merge_memory_bytes: int | None = Field(default=None, ge=1 << 28)
+    """What that process may take; work that needs more fails. By default as with `fine_tuning_memory_bytes`."""
+    merge_threads: int = Field(default=1, ge=1)
+    """Cores that it computes with, as far as the engine leaves them to it."""
+    merge_probe_tokens: int = Field(default=2048, ge=1)
+    """How many tokens every merge is measured on; half as many of general text come on top."""
+    max_export_bytes: int = Field(default=64 << 30, ge=1)
+    """What all exports together may take on the disk; one that would not fit is refused, none deleted for it."""
+    export_kept_s: float | None = Field(default=604800.0, gt=0)
+    """How long an export stays after it was made; `none`: until somebody deletes it."""
+
     api_keys: tuple[str, ...] = ()
     """API keys given in place, each `scope+scope:key` (scopes: infer, publish, admin). Prefer `key_file`."""
     key_file: Path | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from adapters.base import BaseModel
 from adapters.merge.bases import Asked
+from adapters.merge.combine import Recipe
 from adapters.merge.plan import Dtype
 
 ORDER = "order.json"
@@ -30,18 +32,57 @@ class BasePlace:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What a merge is measured on, and how far it may be from its adapter; None: as adapters/merge/report.py says."""
+
+    max_kl: float | None = None
+    max_loss_increase: float | None = None
+    accept_loss: bool = False
+    tokens: int = 2048
+
+
+@dataclass(frozen=True)
 class MergeOrder:
-    """An adapter and its base into a Hugging Face directory at `destination`."""
+    """An adapter and its base into a Hugging Face directory at `destination`, measured."""
 
     adapter: str
     base: BasePlace
     destination: str
     values: Asked = "auto"
     dtype: Dtype = "bfloat16"
+    proof: Proof = Proof()
 
 
-Order = MergeOrder
-KINDS: dict[str, type[Order]] = {"merge": MergeOrder}
+@dataclass(frozen=True)
+class ExportOrder:
+    """The same into the files of a format; `gguf-lora` takes the adapter alone, and measures no merge."""
+
+    adapter: str
+    base: BasePlace
+    destination: str
+    format: str
+    outtype: str | None
+    values: Asked = "auto"
+    proof: Proof = Proof()
+
+
+@dataclass(frozen=True)
+class ComposeOrder:
+    """Several adapters into one plain LoRA; `recipe`: the fields of combine.Recipe."""
+
+    adapters: tuple[str, ...]
+    base: BasePlace
+    destination: str
+    recipe: Mapping[str, Any]
+
+
+Order = MergeOrder | ExportOrder | ComposeOrder
+KINDS: dict[str, type[Order]] = {"merge": MergeOrder, "export": ExportOrder, "compose": ComposeOrder}
+
+
+def recipe_of(fields: Mapping[str, Any]) -> Recipe:
+    """Raises MergeError."""
+    return Recipe(**{**fields, "weights": tuple(fields["weights"])})
 
 
 def write_order(directory: Path, order: Order) -> None:
@@ -53,4 +94,9 @@ def write_order(directory: Path, order: Order) -> None:
 def read_order(directory: Path) -> Order:
     values: dict[str, Any] = json.loads((directory / ORDER).read_text(encoding="utf-8"))
     kind = KINDS[values.pop("kind")]
-    return kind(**{**values, "base": BasePlace(**values["base"])})
+    values["base"] = BasePlace(**values["base"])
+    if "proof" in values:
+        values["proof"] = Proof(**values["proof"])
+    if "adapters" in values:
+        values["adapters"] = tuple(values["adapters"])
+    return kind(**values)

@@ -1,6 +1,6 @@
 """`python -m adapters.merge.worker DIRECTORY`: one merge for a server, in a process of its own, out of its way.
 
-`order.json` there says what. How it speaks and how it ends: adapters/background.py; its last message has `done`, also
+`order.json` there says what. How it speaks and how it ends: adapters/background.py; its last message has `result`, also
 where a predecessor had come to the end of it already. It knows no server.
 """
 
@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from adapters.background import Duty, Tell, serve
+from adapters.checksums import sha256_of
+from adapters.errors import NotExportable
+from adapters.json_document import read_document
 from adapters.merge.apply import write_merged
-from adapters.merge.orders import MergeOrder, Order, read_order
-from adapters.merge.plan import plan_merge
+from adapters.merge.compose import compose
+from adapters.merge.orders import ComposeOrder, ExportOrder, MergeOrder, Order, Proof, read_order, recipe_of
+from adapters.merge.plan import Dtype, MergePlan, plan_merge
+from adapters.merge.report import Budget, FidelityReport
+from adapters.merge.verify import check_of, summary
+from adapters.upload import PROVENANCE
 
+WHOLE: Mapping[str, Dtype] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 TELL_S = 0.1
 """Between two messages about how far it is."""
 
@@ -24,7 +32,7 @@ TELL_S = 0.1
 def main(argv: Sequence[str]) -> int:
     duty = Duty(
         module="adapters.merge.worker",
-        work=lambda tell: tell({"done": dict(work(read_order(Path()), tell))}),
+        work=lambda tell: tell({"result": dict(work(read_order(Path()), tell))}),
         doing="merging",
         setting="merge_memory_bytes",
         advice="raise the limit",
@@ -34,27 +42,94 @@ def main(argv: Sequence[str]) -> int:
 
 def work(order: Order, tell: Tell) -> Mapping[str, Any]:
     """What the server keeps of it."""
-    return merge(order, tell)
+    match order:
+        case MergeOrder():
+            return merge(order, tell)
+        case ExportOrder():
+            return export(order, tell)
+        case ComposeOrder():
+            return combined(order, tell)
 
 
 def merge(order: MergeOrder, tell: Tell) -> Mapping[str, Any]:
     tell({"stage": "planning"})
     plan = plan_merge(Path(order.adapter), order.base.read(), order.values, order.dtype)
-    return write_merged(plan, Path(order.destination), progress(tell, "merging", plan.size_bytes))
+    return merged(plan, Path(order.destination), order.proof, tell)
+
+
+def merged(plan: MergePlan, destination: Path, proof: Proof, tell: Tell) -> Mapping[str, Any]:
+    """The merge's record, with the whole report as `report` and what stands of it in lists as `fidelity`."""
+    wanted = _budget(proof)
+    check = check_of(plan, None if proof.accept_loss else wanted, proof.tokens, _measuring(tell))
+    record = write_merged(plan, destination, progress(tell, "merging", plan.size_bytes), check)
+    report = FidelityReport.from_json(record["fidelity"])
+    return {**record, "report": record["fidelity"], "fidelity": summary(report, wanted)}
+
+
+def export(order: ExportOrder, tell: Tell) -> Mapping[str, Any]:
+    """`files` and the `report`: of the merge, and of what was loaded again."""
+    if order.format != "hf" or order.outtype is None:
+        raise NotExportable(f"{order.format} is not made here yet", code="unsupported")
+    done = merge(
+        MergeOrder(order.adapter, order.base, order.destination, order.values, WHOLE[order.outtype], order.proof), tell
+    )
+    tell({"stage": "hashing"})
+    kept = ("plan", "values", "reason", "dtype", "kinds", "notes", "versions", "fidelity", "report")
+    return {"files": listed(Path(order.destination)), "report": {key: done[key] for key in kept}}
+
+
+def combined(order: ComposeOrder, tell: Tell) -> Mapping[str, Any]:
+    """What stands in the new adapter's lineage, too."""
+    destination, told = Path(order.destination), _Seldom(tell)
+    tell({"stage": "planning"})
+    if not destination.exists():
+        compose(
+            [Path(adapter) for adapter in order.adapters],
+            order.base.read(),
+            recipe_of(order.recipe),
+            destination,
+            lambda done, of: told({"stage": "combining", "done": done, "of": of}, done == of),
+        )
+    lineage = read_document(destination / PROVENANCE)["lineage"]
+    return {key: lineage[key] for key in ("composition", "composition_error", "distance_from_sum")}
+
+
+def listed(directory: Path) -> list[dict[str, Any]]:
+    paths = sorted(path for path in directory.iterdir() if path.is_file())
+    return [{"name": path.name, "size_bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
+
+
+def _budget(given: Proof) -> Budget:
+    usual = Budget()
+    return Budget(given.max_kl or usual.max_kl, given.max_loss_increase or usual.max_loss_increase)
+
+
+def _measuring(tell: Tell) -> Callable[[str, int, int], None]:
+    told = _Seldom(tell)
+    return lambda what, done, of: told({"stage": "measuring", "what": what, "done": done, "of": of}, done == of)
 
 
 def progress(tell: Tell, stage: str, total_bytes: int) -> Callable[[str, int], None]:
     """Called with a tensor's name and its bytes; says how many there are now."""
-    done, told = 0, 0.0
+    done, told = 0, _Seldom(tell)
 
     def advance(_: str, size: int) -> None:
-        nonlocal done, told
+        nonlocal done
         done += size
-        if done >= total_bytes or time.monotonic() - told > TELL_S:
-            told = time.monotonic()
-            tell({"stage": stage, "bytes": done, "total_bytes": total_bytes})
+        told({"stage": stage, "bytes": done, "total_bytes": total_bytes}, done >= total_bytes)
 
     return advance
+
+
+class _Seldom:
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._last = 0.0
+
+    def __call__(self, message: dict[str, Any], is_last: bool) -> None:
+        if is_last or time.monotonic() - self._last > TELL_S:
+            self._last = time.monotonic()
+            self._tell(message)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ async def cancel_job(job_id: str, wired: Wired, caller: Publisher) -> dict[str, 
     """At once where it has not begun, else as soon as its work notices."""
     job = await asyncio.to_thread(wired.jobs.cancel, job_id, by=caller.id)
     wired.runner.cancel(job_id)
-    await asyncio.to_thread(wired.fine_tuning.ended, job)
+    for noun in (wired.fine_tuning, wired.merging):
+        await asyncio.to_thread(noun.ended, job)
     return job_json(job)
 
 

@@ -87,6 +87,7 @@ def detail_json(version: Version, about: About, moment: Moment) -> dict[str, Any
     return version_json(version, about.aliases, about.tags, moment) | {
         "verdict": version.manifest.verdict,
         "probe": version.probe,
+        "fidelity": about.fidelity,
         "manifest": version.manifest.to_json(),
         "parents": [{"parent": parent, "href": _href(found)} for parent, found in about.parents.items()],
     }

@@ -69,6 +69,22 @@ async def get_card(name: str, ref: str, wired: Wired) -> Response:
     return Response(generated(version, about), media_type=MARKDOWN, headers=AS_IT_IS)
 
 
+@reading.get("/{name}/versions/{ref}/fidelity")
+async def get_fidelity(name: str, ref: str, wired: Wired) -> dict[str, Any]:
+    """What was measured when it was merged last: in short, and the whole report."""
+    version = await asyncio.to_thread(wired.registry.resolve, name, ref)
+    found = await asyncio.to_thread(wired.registry.merge_report, version)
+    return {
+        "object": "adapter.fidelity",
+        "name": version.adapter,
+        "version": version.number,
+        "digest": version.digest,
+        "measured_at": int(found["at"].timestamp()),
+        "summary": found["summary"],
+        "report": found["report"],
+    }
+
+
 @changing.patch("/{name}/versions/{number}")
 async def edit_version(
     request: Request, name: str, number: Number, wired: Wired, edit: VersionEdit, expected: Expected

@@ -9,46 +9,52 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import BaseModel
-from adapters.merge.orders import BasePlace, MergeOrder, read_order, write_order
-from tests.adapters.merge.by_hand import base_of_ones, rank_one
+from adapters.merge.apply import write_merged
+from adapters.merge.documents import RECORD, SUMS
+from adapters.merge.orders import BasePlace, MergeOrder, Order, Proof, read_order, write_order
+from adapters.merge.plan import plan_merge
+
+PROOF = Proof(tokens=16, accept_loss=True)
 
 
-def ordered(tmp_path: Path, base: BaseModel, **wishes: Any) -> Path:
-    directory = tmp_path / "job"
-    directory.mkdir()
-    place = BasePlace.of(base, tmp_path / "fingerprints")
-    order = MergeOrder(str(rank_one(tmp_path / "a")), place, str(tmp_path / "out"), **wishes)
+def begun(directory: Path, order: Order) -> subprocess.Popen[str]:
+    directory.mkdir(exist_ok=True)
     write_order(directory, order)
     assert read_order(directory) == order
-    return directory
-
-
-def said(directory: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "adapters.merge.worker", str(directory)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def said(directory: Path, order: Order) -> list[dict[str, Any]]:
+    with begun(directory, order) as process:
         assert process.stdout is not None
         messages = [json.loads(line) for line in process.stdout]
     assert process.returncode == 0
     return messages
 
 
-def test_it_tells_how_far_it_is_and_ends_with_the_record_also_when_it_was_done(tmp_path: Path) -> None:
-    directory = ordered(tmp_path, base_of_ones(tmp_path), values="original")
-    messages = said(directory)
-    assert messages[0] == {"stage": "planning"}
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_kill_while_it_merges_costs_nothing_but_time(sure_base: Path, sure_adapter: Path, tmp_path: Path) -> None:
+    base = BasePlace.of(BaseModel.read(sure_base), tmp_path / "fingerprints")
+    order = MergeOrder(str(sure_adapter), base, str(tmp_path / "out"), proof=PROOF)
+    with begun(tmp_path / "job", order) as process:
+        assert process.stdout is not None
+        told = (json.loads(line) for line in process.stdout)
+        assert next(told) == {"stage": "planning"}
+        assert next(told)["stage"] == "merging"
+        process.kill()
+    assert not (tmp_path / "out").exists()
+    messages = said(tmp_path / "job", order)
+    done = messages[-1]["result"]
+    assert done["values"] == "dequantized"
+    assert done["fidelity"]["judged"] == "merged, dequantized, bfloat16"
+    assert done["report"]["task_tokens"] == 16
     sizes = [message["bytes"] for message in messages if message.get("stage") == "merging"]
-    assert sizes[-1] == messages[-2]["total_bytes"]
-    record = json.loads((tmp_path / "out/loraplex-merge.json").read_text())
-    assert messages[-1] == {"done": record}
-    assert record["values"] == "original"
-    again = said(directory)
-    assert (len(again), again[-1]) == (2, {"done": record})
-
-
-def test_a_refusal_is_told_by_its_class_and_code(tmp_path: Path) -> None:
-    directory = ordered(tmp_path, base_of_ones(tmp_path), values="original")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/other").touch()
-    error = said(directory)[-1]["error"]
-    assert (error["class"], error["code"]) == ("Conflict", "not_empty")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["other"]
+    assert sizes[-1] == done["size_bytes"]
+    assert said(tmp_path / "job", order)[-1]["result"] == done  # it was there already
+    write_merged(plan_merge(sure_adapter, BaseModel.read(sure_base)), tmp_path / "uninterrupted")
+    kept, uninterrupted = files_of(tmp_path / "out"), files_of(tmp_path / "uninterrupted")
+    assert {name for name in kept if kept[name] != uninterrupted[name]} == {RECORD, SUMS}

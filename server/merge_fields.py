@@ -1,0 +1,117 @@
+"""The JSON bodies of `POST /v1/merges` and `POST /v1/exports`, checked without looking at any adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adapters.merge.bases import Asked
+from adapters.merge.combine import Method, SignMethod
+from adapters.merge.orders import Proof
+from adapters.merge.plan import Dtype
+from server.errors import BadRequest
+
+Fields = TypeVar("Fields", bound=BaseModel)
+Reference = Field(min_length=1, max_length=400)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Budget(_Frozen):
+    """How far a merge may be from its adapter, in nats per token; by default what adapters/merge/report.py says."""
+
+    max_kl: float | None = Field(default=None, gt=0)
+    max_loss_increase: float | None = Field(default=None, gt=0)
+    accept_loss: bool = False
+    """Take it however far it is."""
+
+    def proof(self, tokens: int) -> Proof:
+        return Proof(self.max_kl, self.max_loss_increase, self.accept_loss, tokens)
+
+
+class Part(_Frozen):
+    model: str = Reference
+    weight: float = 1.0
+
+
+class Into(_Frozen):
+    """The adapter that several ones become."""
+
+    name: str
+    promote: bool = False
+    description: str | None = None
+    tags: dict[str, str] = {}
+
+
+class MergeFields(Budget):
+    """One `adapter` into its base, or several `adapters` into one new adapter."""
+
+    adapter: str | None = Field(default=None, min_length=1, max_length=400)
+    adapters: tuple[Part, ...] = Field(default=(), max_length=16)
+    into: Into | None = None
+    base: Asked = "auto"
+    dtype: Dtype = "bfloat16"
+    method: Method = "svd"
+    density: float | None = Field(default=None, gt=0, le=1)
+    majority_sign_method: SignMethod = "total"
+    svd_rank: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.adapter is None) == (not self.adapters):
+            raise ValueError("expected either `adapter`, which is merged into its base, or several `adapters`")
+        several = self.model_fields_set & {"into", "method", "density", "majority_sign_method", "svd_rank", "seed"}
+        if self.adapter is not None and several:
+            raise ValueError(f"{sorted(several)[0]} is for several `adapters`")
+        if self.adapters and (len(self.adapters) < 2 or self.into is None):
+            raise ValueError("several `adapters` are two or more, and become the adapter that `into.name` names")
+        alone = self.model_fields_set & {"base", "dtype", *Budget.model_fields}
+        if self.adapters and alone:
+            raise ValueError(f"{sorted(alone)[0]} is for one `adapter` that is merged into its base")
+        return self
+
+
+class ExportFields(Budget):
+    adapter: str = Reference
+    format: Literal["hf", "nf4", "gguf", "gguf-lora"]
+    outtype: Literal["bf16", "f16", "f32", "q8_0"] | None = None
+    base: Asked = "auto"
+
+    @model_validator(mode="after")
+    def _format_has_it(self) -> Self:
+        if self.outtype is not None and self.outtype not in OUTTYPES[self.format]:
+            offered = ", ".join(OUTTYPES[self.format]) or "none: leave it out"
+            raise ValueError(f"outtype is {self.outtype!r}, {self.format} has {offered}")
+        if self.format == "gguf-lora" and self.model_fields_set & {"base", *Budget.model_fields}:
+            raise ValueError("gguf-lora is the adapter alone, which is merged into nothing: leave out base and budget")
+        return self
+
+    @property
+    def stored(self) -> str | None:
+        return self.outtype or next(iter(OUTTYPES[self.format]), None)
+
+
+OUTTYPES: Mapping[str, tuple[str, ...]] = {
+    "hf": ("bf16", "f16", "f32"),
+    "nf4": (),
+    "gguf": ("q8_0", "bf16", "f16", "f32"),
+    "gguf-lora": ("f16", "bf16", "f32"),
+}
+"""The first is the default."""
+
+
+def read_body(raw: Mapping[str, Any], model: type[Fields]) -> Fields:
+    """Raises BadRequest with the first field that is wrong or unknown."""
+    try:
+        return model.model_validate(dict(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])[:80]
+        expected = f"; expected some of {', '.join(model.model_fields)}" * (first["type"] == "extra_forbidden")
+        message = first["msg"].removeprefix("Value error, ")
+        raise BadRequest(f"{where}: {message}{expected}" if where else message, param=where or None) from None
