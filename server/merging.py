@@ -98,8 +98,8 @@ class Merging:
             while (message := await process.heard(LISTEN_S)) is not None:
                 if "error" in message:
                     raise worker_process.error_of(message["error"])
-                if "result" in message:
-                    done: Mapping[str, Any] = message["result"]
+                if "done" in message:
+                    done: Mapping[str, Any] = message["done"]
                     return done
                 await _pass_on(run, message)
             raise WorkerDied(process.how_it_ended())

@@ -1,6 +1,6 @@
 """`python -m adapters.merge.worker DIRECTORY`: one merge for a server, in a process of its own, out of its way.
 
-`order.json` there says what. How it speaks and how it ends: adapters/background.py; its last message has `result`, also
+`order.json` there says what. How it speaks and how it ends: adapters/background.py; its last message has `done`, also
 where a predecessor had come to the end of it already. It knows no server.
 """
 
@@ -20,8 +20,8 @@ from adapters.merge.apply import write_merged
 from adapters.merge.compose import compose
 from adapters.merge.orders import ComposeOrder, ExportOrder, MergeOrder, Order, Proof, read_order, recipe_of
 from adapters.merge.plan import Dtype, MergePlan, plan_merge
+from adapters.merge.proof import check_of, summary
 from adapters.merge.report import Budget, FidelityReport
-from adapters.merge.verify import check_of, summary
 from adapters.upload import PROVENANCE
 
 WHOLE: Mapping[str, Dtype] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -32,7 +32,7 @@ TELL_S = 0.1
 def main(argv: Sequence[str]) -> int:
     duty = Duty(
         module="adapters.merge.worker",
-        work=lambda tell: tell({"result": dict(work(read_order(Path()), tell))}),
+        work=lambda tell: tell({"done": dict(work(read_order(Path()), tell))}),
         doing="merging",
         setting="merge_memory_bytes",
         advice="raise the limit",
@@ -88,7 +88,7 @@ def combined(order: ComposeOrder, tell: Tell) -> Mapping[str, Any]:
             order.base.read(),
             recipe_of(order.recipe),
             destination,
-            lambda done, of: told({"stage": "combining", "done": done, "of": of}, done == of),
+            lambda done, of: told({"stage": "combining", "at": done, "of": of}, done == of),
         )
     lineage = read_document(destination / PROVENANCE)["lineage"]
     return {key: lineage[key] for key in ("composition", "composition_error", "distance_from_sum")}
@@ -106,7 +106,7 @@ def _budget(given: Proof) -> Budget:
 
 def _measuring(tell: Tell) -> Callable[[str, int, int], None]:
     told = _Seldom(tell)
-    return lambda what, done, of: told({"stage": "measuring", "what": what, "done": done, "of": of}, done == of)
+    return lambda what, done, of: told({"stage": "measuring", "what": what, "at": done, "of": of}, done == of)
 
 
 def progress(tell: Tell, stage: str, total_bytes: int) -> Callable[[str, int], None]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adapters.merge import verify, worker
+from adapters.merge import proof, worker
 from adapters.merge.plan import MergePlan
 from adapters.merge.report import Closeness, FidelityReport, VariantReport, name_of
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         return wait
 
     worker.progress = held
-    verify.measured = lambda plan, directory, tokens, told: report_of(plan, kl)
+    proof.measured = lambda plan, directory, tokens, told: report_of(plan, kl)
     return worker.main(argv)
 
 

@@ -48,13 +48,13 @@ def test_a_kill_while_it_merges_costs_nothing_but_time(sure_base: Path, sure_ada
         process.kill()
     assert not (tmp_path / "out").exists()
     messages = said(tmp_path / "job", order)
-    done = messages[-1]["result"]
+    done = messages[-1]["done"]
     assert done["values"] == "dequantized"
     assert done["fidelity"]["judged"] == "merged, dequantized, bfloat16"
     assert done["report"]["task_tokens"] == 16
     sizes = [message["bytes"] for message in messages if message.get("stage") == "merging"]
     assert sizes[-1] == done["size_bytes"]
-    assert said(tmp_path / "job", order)[-1]["result"] == done  # it was there already
+    assert said(tmp_path / "job", order)[-1]["done"] == done  # it was there already
     write_merged(plan_merge(sure_adapter, BaseModel.read(sure_base)), tmp_path / "uninterrupted")
     kept, uninterrupted = files_of(tmp_path / "out"), files_of(tmp_path / "uninterrupted")
     assert {name for name in kept if kept[name] != uninterrupted[name]} == {RECORD, SUMS}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from adapters.errors import Unfaithful
+from adapters.merge.proof import require_faithful, summary
 from adapters.merge.report import Budget, Closeness, FidelityReport, VariantReport
-from adapters.merge.verify import require_faithful, summary
 
 
 def report(kl: float, loss: float) -> FidelityReport:
