@@ -80,6 +80,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    if config.get("is_encoder_decoder"):
+        raise ConfigError(
+            f"config.json: a {config['model_type']!r} is an encoder and a decoder; expected a model that is a decoder "
+            "alone, as what is trained here is served by continuing a prompt"
+        )
     if config["model_type"] in LLAMA_LIKE:
         return _llama_like(config)
     return built_on_meta(config)
@@ -141,8 +146,9 @@ def built_on_meta(config: Mapping[str, Any]) -> Architecture:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]  # the other lines list what transformers knows
         raise ConfigError(
-            f"config.json: transformers cannot build a {config['model_type']!r} from it: {error}"
+            f"config.json: transformers cannot build a {config['model_type']!r} from it: {reason}"
         ) from error
     text = settings.get_text_config()
     outside = {id(module) for module in (model.get_input_embeddings(), model.get_output_embeddings())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from adapters.errors import ConfigError
-from adapters.train import adalora
+from adapters.train import adalora, recipe
+from adapters.train.config import load_config
 from adapters.train.loop import backward
 from adapters.train.method_sections import AdaLoraSection, PeftSection
 from tests.adapters.train import tiny
@@ -55,6 +57,44 @@ def test_the_ranks_left_after_each_reallocation_are_the_budget(base: Path) -> No
     assert left == sorted(left, reverse=True)
     assert left[-1] == 3 * MODULES
     assert len(set(adalora.kept_ranks(model).values())) > 1, "every module kept the same rank"
+
+
+def test_the_ranks_left_are_those_that_matter_most(base: Path) -> None:
+    """I = |w·dL/dw|, Ī its average, Ū that of |I - Ī|, s = Ī·Ū; S_i = s(λ_i) + mean s(P_i) + mean s(Q_i)."""
+    model = attached(base, SECTION, steps=20)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
+    average = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    spread = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for step in range(1, 9):
+        backward(model, [one_batch()])
+        optimizer.step()
+        for name, p in parameters.items():
+            importance = (p * p.grad).abs().detach()
+            average[name] = 0.85 * average[name] + 0.15 * importance
+            spread[name] = 0.85 * spread[name] + 0.15 * (importance - average[name]).abs()
+        adalora.reallocate(model, step)
+        optimizer.zero_grad()
+    scores = {name: average[name] * spread[name] for name in parameters}
+    triplets: dict[tuple[str, int], float] = {}
+    for name in (name for name in parameters if ".lora_E" in name):
+        rows, columns = name.replace("lora_E", "lora_A"), name.replace("lora_E", "lora_B")
+        whole = scores[name].flatten() + scores[rows].mean(dim=1) + scores[columns].mean(dim=0)
+        triplets |= {(name, number): float(score) for number, score in enumerate(whole)}
+    best = sorted(triplets, key=lambda triplet: triplets[triplet], reverse=True)[: budget(model, 8)]
+    left = {(name, number) for name, number in triplets if parameters[name][number] != 0}
+    assert 3 * MODULES < len(left) < 6 * MODULES
+    assert left == set(best)
+
+
+def test_its_schedule_counts_the_steps_that_packing_leaves(write_yaml: Callable[..., Path]) -> None:
+    fields = {"method": "adalora", "adalora": {"init_r": 6, "target_r": 3}}
+    training = {"max_steps": None, "num_train_epochs": 15, "per_device_train_batch_size": 1}
+    for packing, steps in ((False, 45), (True, 15)):
+        config = load_config(write_yaml(peft=fields, training=training, data={"packing": packing, "max_length": 512}))
+        setup = recipe.load(config, recipe.read_material(config))
+        assert recipe.steps_of(config.training, setup.examples) == steps
+        assert setup.model.peft_config["default"].total_step == steps
 
 
 def test_what_is_saved_is_what_was_evaluated_also_where_a_run_ended_early(base: Path, tmp_path: Path) -> None:

@@ -207,3 +207,34 @@ def test_logits_are_counted_in_the_chunks_that_the_loss_takes() -> None:
     from adapters.train import forecast, head_loss
 
     assert forecast.LOGIT_CHUNK_BYTES == head_loss.CHUNK_BYTES
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_the_base_in_nf4_takes_what_bitsandbytes_holds_with_its_scales(tmp_path: Path, double: bool) -> None:
+    """transformers' own get_memory_footprint leaves the scales out."""
+    from adapters.train.sections import QuantizationSection
+    from tests.adapters.train import tiny
+
+    base = tiny.save_base(tmp_path / "base")
+    model = tiny.base_of(base, QuantizationSection(bnb_4bit_use_double_quant=double))
+    packed = [each for each in model.parameters() if hasattr(each, "quant_state")]
+    scales = sum(_scale_bytes(each.quant_state) for each in packed)
+    architecture = architecture_of(json.loads((base / "config.json").read_text()))
+    terms = qlora(architecture, Workload(batch=1, tokens=8), 4, double=double)
+    assert (len(packed), sum(each.nbytes for each in packed)) == (14, architecture.linear // 2)
+    assert 0 <= scales - terms.quantisation_constants < 4 * len(packed)  # a block that is begun counts whole there
+
+
+def _scale_bytes(state: Any) -> int:
+    """Without the two tables that every weight shares."""
+    nested = state.state2.absmax.nbytes if state.nested else 0
+    return int(state.absmax.nbytes + nested)
+
+
+def test_an_encoder_with_a_decoder_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="a 't5' is an encoder and a decoder; expected") as caught:
+        architecture_of({"model_type": "t5", "is_encoder_decoder": True})
+    assert len(caught.value.message) < 200
+    with pytest.raises(ConfigError, match="cannot build a 'vit' from it") as caught:
+        architecture_of({"model_type": "vit"})
+    assert len(caught.value.message) < 300

@@ -1,10 +1,12 @@
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from adapters.train import loop, recipe
-from adapters.train.config import TrainConfig
+from adapters.train.config import TrainConfig, load_config
 from adapters.train.evaluate import answers, held_out_loss
 from adapters.train.labels import IGNORED
 from adapters.train.model import Batch, collate, loss_sum, trainable
@@ -33,6 +35,16 @@ def test_before_the_first_step_the_outputs_are_the_bases(setup: recipe.Setup) ->
         with setup.model.disable_adapter():
             base = setup.model(input_ids=batch.ids, attention_mask=batch.mask).logits
     assert torch.equal(adapted, base)
+
+
+def test_what_is_not_quantised_stays_in_16_bits_and_the_adapter_is_in_32(write_yaml: Callable[..., Path]) -> None:
+    """peft's prepare_model_for_kbit_training makes embedding, norms and head fp32, as they are not served."""
+    config = load_config(write_yaml(model={"dtype": "bfloat16"}))
+    model = recipe.load(config, recipe.read_material(config)).model
+    types: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    for parameter in model.parameters():
+        types[parameter.requires_grad].add(parameter.dtype)
+    assert types == {True: {torch.float32}, False: {torch.bfloat16, torch.uint8}}
 
 
 def test_the_loss_equals_the_one_of_transformers_over_all_logits(setup: recipe.Setup) -> None:
