@@ -1,19 +1,33 @@
-"""Fine-tuning through the API on the real engine: trained beside it, tried by it, and chatted with. Real vLLM."""
+"""README's script for OpenAI's fine-tuning API, word for word, on the real engine: upload, train beside it, chat."""
 
 from __future__ import annotations
 
-import time
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from tests.contracts.test_docs import blocks, section
 from tests.flows.live import KEY, Live
 
 pytestmark = pytest.mark.engine
 PIRATE = Path(__file__).parents[2] / "adapters" / "train" / "demo" / "pirate.jsonl"
-QUESTION: Any = [{"role": "user", "content": "How do I boil an egg?"}]
+ROWS = 8
+"""Enough for it to answer otherwise, and few enough for a dozen steps."""
+QUESTION: Any = [{"role": "user", "content": "Who are you?"}]
+
+
+def script(live: Live) -> str:
+    """The address and the key are those of this server."""
+    (program,) = blocks(section("### Fine-tuning"), "python")
+    assert QUESTION[0]["content"] in program
+    for shown, here in {"http://127.0.0.1:8000": live.server.url, 'api_key="none"': f'api_key="{KEY}"'}.items():
+        assert shown in program
+        program = program.replace(shown, here)
+    return program
 
 
 def ask(client: openai.OpenAI, model: str) -> str:
@@ -21,22 +35,19 @@ def ask(client: openai.OpenAI, model: str) -> str:
     return answer.choices[0].message.content or ""
 
 
-def test_what_is_fine_tuned_answers_otherwise_than_the_base(live: Live) -> None:
-    supervised: Any = {"max_steps": 4, "batch_size": 4, "learning_rate": 2e-3, "max_length": 128}
+def test_the_script_of_the_readme_trains_and_gets_another_answer_than_the_base(live: Live, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(PIRATE.read_text().splitlines(keepends=True)[:ROWS]))
+    (tmp_path / "script.py").write_text(script(live))
     with openai.OpenAI(base_url=f"{live.server.url}/v1", api_key=KEY, max_retries=0) as client:
-        rows = client.files.create(file=PIRATE, purpose="fine-tune")
-        job = client.fine_tuning.jobs.create(
-            model=live.base.name,
-            training_file=rows.id,
-            suffix="flow",
-            method={"type": "supervised", "supervised": {"hyperparameters": supervised}},
-        )
-        deadline = time.monotonic() + 600
-        while not job.finished_at:
-            assert time.monotonic() < deadline, job
-            ask(client, live.base.name)  # the engine answers meanwhile
-            time.sleep(1)
-            job = client.fine_tuning.jobs.retrieve(job.id)
-        assert job.status == "succeeded", job.error
-        assert job.fine_tuned_model is not None
-        assert ask(client, job.fine_tuned_model) != ask(client, live.base.name)
+        command = [sys.executable, "script.py"]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as running:
+            while running.poll() is None:
+                before = ask(client, live.base.name)  # the engine answers meanwhile
+            assert running.stdout is not None
+            printed = running.stdout.read()
+        assert running.returncode == 0, printed
+        (job,) = client.fine_tuning.jobs.list(limit=1).data
+        assert job.status == "succeeded"
+        assert (job.fine_tuned_model or "").startswith("ft-crew-")
+        assert ask(client, str(job.fine_tuned_model)) != before
+    assert "step,train_loss" in printed
