@@ -158,8 +158,8 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     if settings.fine_tuning:
         kinds[FINE_TUNE] = Kind(fine_tuning.work, at_once=1)
     merging = Merging(queue, fetches, base, settings)
-    merges = Merges(queue, registry, ingest, admission, merging, settings)
     exports = Exports(queue, registry, ExportStore(settings.data_dir.absolute() / "exports"), merging, settings)
+    merges = Merges(queue, registry, ingest, admission, merging, exports, settings)
     if settings.merging:
         kinds |= {MERGE: Kind(merges.work, at_once=1), EXPORT: Kind(exports.work, at_once=1)}
 
@@ -272,7 +272,7 @@ def _take_up_jobs(services: Services) -> None:
 async def _running(services: Services) -> AsyncIterator[None]:
     services.ingest.sweep()
     services.files.sweep()
-    for noun in (services.fine_tuning, services.merging, services.merges, services.exports):
+    for noun in (services.fine_tuning, services.merging, services.exports):
         noun.sweep()
     services.pool.open()
     await services.shadows.reload()

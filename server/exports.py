@@ -25,7 +25,7 @@ from adapters.registry import Registry
 from server.errors import InsufficientStorage, Overloaded
 from server.jobs import Run
 from server.merge_fields import ExportFields
-from server.merges import keep_report, mergeable, named, require_merging, split_ref
+from server.mergeable import keep_report, mergeable, named, require_merging
 from server.merging import Merging
 from server.settings import Settings
 
@@ -81,9 +81,22 @@ class Exports:
             self._store.keep(export)
         return export, True
 
+    def job_for(self, fields: ExportFields, by: str) -> Job:
+        """The job of the export that this is; a new one where that is forgotten."""
+        export, _ = self.ask(fields, by)
+        job = self.job(export)
+        if job is None:
+            asked = fields.model_dump(mode="json", exclude_unset=True)
+            named_again = {"adapter": {"ref": export.adapter, "digest": export.digest}, "export": export.id}
+            job = self._jobs.create(KIND, {**asked, **named_again}, by=by)
+            self._store.keep(replace(export, job=job.id))
+        return job
+
     async def work(self, run: Run) -> Mapping[str, Any]:
         params = run.job.params
         export = await asyncio.to_thread(self._store.export, params["export"])
+        if export.ready_at is not None:
+            return _result(export)
         fields = ExportFields.model_validate(
             {key: value for key, value in params.items() if key != "export"} | {"adapter": export.adapter}
         )
@@ -110,9 +123,8 @@ class Exports:
             expires_at = None if kept_s is None else int(now + kept_s)
             export = self._store.ready(replace(export, files=files, report=done["report"]), now, expires_at)
         if "fidelity" in done["report"]:
-            version = self._registry.resolve(*split_ref(export.adapter))
-            keep_report(self._registry, version, done["report"])
-        return {"export": export.id, "size_bytes": export.size_bytes, "files": len(files)}
+            keep_report(self._registry, export.adapter, done["report"])
+        return _result(export)
 
     def export(self, export_id: str) -> Export:
         """NotFound also for one that has expired."""
@@ -189,3 +201,10 @@ class Exports:
             raise InsufficientStorage(
                 f"making the export takes about {needed} bytes of the disk, {free} are free; make room in data_dir"
             )
+
+
+def _result(export: Export) -> dict[str, Any]:
+    name, _, number = export.adapter.partition("@")
+    told = {"fidelity": export.report["fidelity"]} if "fidelity" in export.report else {}
+    files = {"size_bytes": export.size_bytes, "files": len(export.files)}
+    return {"name": name, "version": int(number), "export": export.id, **files, **told}

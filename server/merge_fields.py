@@ -14,6 +14,7 @@ from adapters.merge.plan import Dtype
 from server.errors import BadRequest
 
 Fields = TypeVar("Fields", bound=BaseModel)
+OutType = Literal["bf16", "f16", "f32", "q8_0"]
 Reference = Field(min_length=1, max_length=400)
 
 
@@ -79,7 +80,7 @@ class MergeFields(Budget):
 class ExportFields(Budget):
     adapter: str = Reference
     format: Literal["hf", "nf4", "gguf", "gguf-lora"]
-    outtype: Literal["bf16", "f16", "f32", "q8_0"] | None = None
+    outtype: OutType | None = None
     base: Asked = "auto"
 
     @model_validator(mode="after")
@@ -96,6 +97,9 @@ class ExportFields(Budget):
         return self.outtype or next(iter(OUTTYPES[self.format]), None)
 
 
+OUTTYPE_OF: Mapping[Dtype, OutType] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+SHARED = {"adapter", "base", *Budget.model_fields}
+"""Fields of a merge of one adapter that are an export's, too."""
 OUTTYPES: Mapping[str, tuple[str, ...]] = {
     "hf": ("bf16", "f16", "f32"),
     "nf4": (),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 from starlette.testclient import TestClient
 
+from adapters import schema
 from server import merging
 from tests.server.harness import World, upload
 
@@ -31,24 +31,22 @@ def done(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
     return dict(job)
 
 
-def test_a_merge_lies_at_hand_whole_with_what_was_measured(client: TestClient, built: World) -> None:
-    version = upload(client, "sea")
-    job = done(client, {"adapter": "sea", "base": "original"})
-    assert (job["kind"], job["state"]) == ("merge", "succeeded")
-    assert (job["result"]["name"], job["result"]["version"], job["result"]["values"]) == ("sea", 1, "original")
-    directory = Path(job["result"]["directory"])
-    assert directory.parent == built.settings.data_dir / "merged"
-    record = json.loads((directory / "loraplex-merge.json").read_text())
-    assert record["adapter"] == {"name": "sea@1", "digest": version["digest"], "kind": "lora"}
-    shown = client.get("/v1/adapters/sea/versions/1").json()["fidelity"]
-    assert shown == job["result"]["fidelity"]
-    assert (shown["judged"], shown["within_budget"]) == ("merged, original, bfloat16", True)
-    before = (directory / "model.safetensors").stat().st_ino
-    assert done(client, {"adapter": "sea@1", "base": "original"})["result"] == job["result"]
-    assert (directory / "model.safetensors").stat().st_ino == before
-    client.delete("/v1/adapters/sea")
-    built.services.merges.sweep()
-    assert not directory.exists()
+def test_a_merge_of_one_adapter_is_an_export_and_twice_the_same(client: TestClient, built: World) -> None:
+    upload(client, "sea")
+    job = done(client, {"adapter": "sea", "base": "original", "dtype": "float16"})
+    assert (job["kind"], job["state"]) == ("export", "succeeded")
+    assert (job["result"]["name"], job["result"]["version"]) == ("sea", 1)
+    export = client.get(f"/v1/exports/{job['result']['export']}").json()
+    assert (export["format"], export["options"]) == ("hf", {"base": "original", "outtype": "f16"})
+    assert export["report"]["fidelity"] == job["result"]["fidelity"]
+    again = done(client, {"adapter": "sea@1", "base": "original", "dtype": "float16"})
+    assert again["id"] == job["id"]
+    with built.services.registry.database.write() as connection:  # as a thousand later jobs would
+        for table in (schema.job_events, schema.jobs):
+            connection.execute(delete(table))
+    anew = done(client, {"adapter": "sea@1", "base": "original", "dtype": "float16"})
+    assert (anew["id"] == job["id"], anew["result"]) == (False, job["result"])
+    assert client.get(f"/v1/exports/{export['id']}").json()["files"] == export["files"]
 
 
 def test_several_adapters_become_a_version_with_its_parents(client: TestClient, built: World) -> None:
