@@ -45,6 +45,8 @@ from server.jobs import JobRunner, Kind
 from server.keys import load_keys
 from server.lifecycle import Lifecycle
 from server.logs import Edge
+from server.merged_versions import KIND as MERGED_ENGINE
+from server.merged_versions import MergedVersions
 from server.merges import KIND as MERGE
 from server.merges import Merges
 from server.merging import Merging
@@ -61,6 +63,7 @@ from server.routes import (
     generation,
     health,
     jobs,
+    merged,
     merges,
     models,
     operations,
@@ -110,6 +113,7 @@ def create_app(
         files,
         data_files,
         fine_tuning_jobs,
+        merged,
         merges,
         exports,
         jobs,
@@ -168,6 +172,8 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         fine_tuning.ended(job)
         merging.ended(job)
 
+    merged_versions = MergedVersions(queue, registry, merges, merged, base, settings)
+    kinds[MERGED_ENGINE] = Kind(merged_versions.work, at_once=1)
     runner = JobRunner(queue, kinds, job_ended)
     return Services(
         settings,
@@ -187,6 +193,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         runner,
         pool,
         merged,
+        merged_versions,
         turns,
         residency,
         lifecycle,
@@ -211,7 +218,7 @@ def line_up(settings: Settings, others: Callable[[], int]) -> Turns:
 
 
 def line_up_merged(settings: Settings, others: Callable[[], int]) -> Turns:
-    """The same for a merged engine, which has one line and no slots. `others` counts its own as well, who are known."""
+    """The same for a merged engine, which has one line and no slots. `others` counts those who wait here as well."""
     seats = settings.sequences + settings.spare_sequences
     turns = Turns(
         1, seats, settings.adapter_turn_s, settings.max_waiting_requests, others=lambda: others() - turns.waiting

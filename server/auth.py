@@ -62,3 +62,4 @@ def _is_local(host: str) -> bool:
 
 Reader = Annotated[Caller, Depends(require("infer"))]
 Publisher = Annotated[Caller, Depends(require("publish"))]
+Operator = Annotated[Caller, Depends(require("admin"))]

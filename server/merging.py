@@ -26,7 +26,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 WORKER = "adapters.merge.worker"
-KINDS = ("merge", "export")
+KINDS = ("merge", "export", "merged_engine")
 """Of jobs that work here."""
 OUT, DONE = "out", "done.json"
 LISTEN_S = 0.5

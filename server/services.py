@@ -24,6 +24,7 @@ from server.generate import Generator
 from server.intake import Intake
 from server.jobs import JobRunner
 from server.lifecycle import Lifecycle
+from server.merged_versions import MergedVersions
 from server.merges import Merges
 from server.merging import Merging
 from server.residency import Residency
@@ -52,6 +53,7 @@ class Services:
     runner: JobRunner
     pool: EnginePool
     merged: MergedEngines
+    merged_versions: MergedVersions
     turns: Turns
     residency: Residency
     lifecycle: Lifecycle

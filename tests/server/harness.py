@@ -37,12 +37,15 @@ class World:
     """Engines of merged weights, built so far."""
 
     def __post_init__(self) -> None:
-        self.app = create_app(self.settings, build_engine=self._build, make_merged=self._make_merged)
+        self.app = create_app(self.settings, build_engine=self._build, make_merged=self._merged_engine)
 
     def _build(self) -> FakeEngine:
         capacity = self.settings.resident_adapters + 1
         self.engines.append(FakeEngine("tiny", capacity=capacity, token_s=self.token_s, load_s=self.load_s))
         return self.engines[-1]
+
+    def _merged_engine(self, name: str, path: Path) -> FakeEngine:
+        return self._make_merged(name, path)
 
     def _make_merged(self, name: str, _: Path) -> FakeEngine:
         self.merged.append(FakeEngine(name, token_s=self.token_s))

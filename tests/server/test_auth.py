@@ -36,6 +36,9 @@ OPERATING = {
     ("GET", "/version"),
     ("GET", "/openapi.json"),
     ("POST", "/v1/adapters/verify"),
+    ("PUT", "/v1/adapters/{name}/versions/{number}/merged"),
+    ("GET", "/v1/adapters/{name}/versions/{number}/merged"),
+    ("DELETE", "/v1/adapters/{name}/versions/{number}/merged"),
 }
 
 

@@ -1,0 +1,158 @@
+"""A version's merged engine as a job: merged for real by a process that measures nothing; the engines are fake."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.records import QUARANTINED
+from server import merging
+from server.engine.fake import FakeEngine
+from server.routes.jobs import job_json
+from tests.server.harness import Exchange, World, chat, ingest, until, world
+
+MERGED = "/v1/adapters/a/versions/1/merged"
+JOB_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "WORKER", "tests.server.stand_in_merger")
+
+
+@pytest.fixture
+def built(tiny_base: Path, tmp_path: Path) -> World:
+    """Serves the base's own values, as tiny layers cannot be packed; nothing must stay free."""
+    return world(tiny_base, tmp_path / "data", quantization="none", memory_reserve_bytes=0)
+
+
+async def ask(built: World, method: str, path: str = MERGED, body: Any = None) -> tuple[int, Any]:
+    exchange = Exchange(built.app, path, {} if body is None else body, method)
+    await exchange.start()
+    return exchange.status, json.loads(exchange.text)
+
+
+async def way(built: World) -> str:
+    exchange = Exchange(built.app, "/v1/chat/completions", chat("a@1"))
+    await exchange.start()
+    headers: dict[bytes, bytes] = dict(exchange.messages[0]["headers"])
+    return headers[b"x-loraplex-path"].decode()
+
+
+async def test_from_the_wish_to_the_engine_and_back(built: World) -> None:
+    name = ingest(built, "a")
+    async with built.running():
+        assert (await ask(built, "GET"))[0] == 404
+        status, job = await ask(built, "PUT")
+        assert (status, job["kind"], job["state"]) == (202, "merged_engine", "queued")
+        assert (await ask(built, "PUT"))[1]["id"] == job["id"], "a second wish is the same job"
+        assert await way(built) == "lora"
+        ended = job_json(await built.services.runner.ended(job["id"], JOB_S))
+        assert (ended["state"], ended["error"]) == ("succeeded", None)
+        assert ended["progress"]["stage"] == "ready"
+        assert await way(built) == "merged"
+
+        status, engine = await ask(built, "PUT")
+        assert (status, engine["name"], engine["state"], engine["version"]) == (200, name, "ready", 1)
+        assert (await ask(built, "GET"))[1] == engine
+        assert ended["result"]["fidelity"]["within_budget"]
+        assert str(built.settings.data_dir) not in json.dumps(engine) + json.dumps(ended)
+
+        status, end = await ask(built, "DELETE")
+        assert (status, end) == (
+            200,
+            {"object": "merged_engine.ended", "version": "a@1", "job": None, "ended": True},
+        )
+        assert await way(built) == "lora"
+
+
+class Gated(FakeEngine):
+    async def start(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_falling_back_while_it_is_built_ends_the_job_and_leaves_nothing(
+    built: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "_make_merged", lambda self, name, _: Gated(name))
+    name = ingest(built, "a")
+    async with built.running():
+        _, job = await ask(built, "PUT")
+        await until(lambda: (engine := built.services.merged.find(name)) and engine.state == "building", JOB_S)
+        assert (await ask(built, "GET"))[1]["state"] == "building"
+        status, end = await ask(built, "DELETE")
+        assert (status, end["job"], end["ended"]) == (200, job["id"], True)
+        assert (await built.services.runner.ended(job["id"], JOB_S)).state == "cancelled"
+        assert built.services.merged.snapshot() == {}
+        assert await way(built) == "lora"
+
+
+async def test_an_engine_that_does_not_start_is_the_jobs_error(built: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(FakeEngine):
+        async def start(self) -> None:
+            raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(World, "_make_merged", lambda self, name, _: Broken(name))
+    ingest(built, "a")
+    async with built.running():
+        _, job = await ask(built, "PUT", body={"base": "auto"})
+        ended = await built.services.runner.ended(job["id"], JOB_S)
+        assert ended.error is not None
+        assert (ended.state, ended.error["code"], ended.error["status"]) == ("failed", "merged_engine_failed", 503)
+        assert "no such kernel" in ended.error["message"]
+
+
+async def test_what_the_merge_refuses_is_the_jobs_error(built: World) -> None:
+    ingest(built, "a")
+    version = built.services.registry.resolve("a", "1")
+    (built.services.store.path(version.digest) / "adapter_model.safetensors").write_bytes(b"damaged")
+    async with built.running():
+        _, job = await ask(built, "PUT")
+        ended = await built.services.runner.ended(job["id"], JOB_S)
+        assert ended.error is not None
+        assert (ended.state, ended.error["code"]) == ("failed", "bad_safetensors")
+        assert built.merged == []
+
+
+async def test_what_does_not_fit_is_refused_before_there_is_a_job(tiny_base: Path, tmp_path: Path) -> None:
+    narrow = world(tiny_base, tmp_path / "data", quantization="none", memory_reserve_bytes=1 << 60)
+    ingest(narrow, "a")
+    async with narrow.running():
+        status, body = await ask(narrow, "PUT")
+        assert (status, body["error"]["code"]) == (409, "engine_does_not_fit")
+        assert narrow.services.jobs.jobs() == []
+
+
+async def test_where_merging_is_off_there_are_none(tiny_base: Path, tmp_path: Path) -> None:
+    off = world(tiny_base, tmp_path / "data", merging=False)
+    ingest(off, "a")
+    async with off.running():
+        status, body = await ask(off, "PUT")
+        assert (status, body["error"]["code"]) == (403, "merging_off")
+
+
+async def test_no_merged_engines_where_none_are_allowed(tiny_base: Path, tmp_path: Path) -> None:
+    none = world(tiny_base, tmp_path / "data", max_merged_engines=0)
+    ingest(none, "a")
+    async with none.running():
+        status, body = await ask(none, "PUT")
+        assert (status, body["error"]["code"]) == (409, "too_many_merged_engines")
+
+
+async def test_a_version_that_must_not_serve_gets_none(built: World) -> None:
+    ingest(built, "a")
+    built.services.registry.set_state("a", 1, QUARANTINED)
+    async with built.running():
+        status, body = await ask(built, "PUT")
+        assert (status, body["error"]["code"]) == (409, "adapter_quarantined")
+
+
+@pytest.mark.parametrize("body", [{"directory": "/etc"}, {"base": "mine"}])
+async def test_where_it_is_merged_is_not_the_clients_choice(built: World, body: dict[str, str]) -> None:
+    ingest(built, "a")
+    async with built.running():
+        assert (await ask(built, "PUT", body=body))[0] == 400
