@@ -1,4 +1,4 @@
-"""Keys as other trainers call them → our own: taken, with a warning that says what they are here.
+"""Keys as other trainers call them → our own: taken, or left out, with a warning that says why.
 
 Older transformers, peft scripts, axolotl and LLaMA-Factory spell the same settings in other words, and flat. It knows
 nothing of files; `config.py` asks it about every key that it does not know.
@@ -37,6 +37,20 @@ ALIASES: Mapping[str, str] = {
     "optimizer": "training.optim",
     "lr_scheduler": "training.lr_scheduler_type",
 }
+LEFT_OUT: Mapping[str, str] = {
+    "logging_dir": "the log lies in output.output_dir, and output.report_to sends it elsewhere",
+    "logging_steps": "every step is logged",
+    "logging_strategy": "every step is logged",
+    "evaluation_strategy": "eval.eval_steps says when",
+    "eval_strategy": "eval.eval_steps says when",
+    "save_strategy": "output.save_steps says when",
+    "load_best_model_at_end": "the weights with the lowest held-out loss are what is saved",
+    "save_safetensors": "nothing else is written",
+    "overwrite_output_dir": "an older result is replaced when a run has ended well",
+    "group_by_length": "data.packing saves the padding of short rows",
+    "fp16": "model.dtype says in what is computed, bfloat16 or float32",
+}
+"""Words of transformers that say nothing here, and why they need not be said."""
 
 
 def own(values: Mapping[str, Any], known: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
@@ -44,6 +58,9 @@ def own(values: Mapping[str, Any], known: frozenset[str]) -> tuple[dict[str, Any
     found: dict[str, Any] = {}
     warnings = []
     for key, value in _leaves(values, known):
+        if needless := left_out(key, known):
+            warnings.append(needless)
+            continue
         target, translated, warning = own_key(key, value, known)
         *sections, last = target.split(".")
         place = found
@@ -64,6 +81,12 @@ def _leaves(values: Mapping[str, Any], known: frozenset[str], prefix: str = "") 
             yield from _leaves(value, known, f"{name}.")
         else:
             yield name, value
+
+
+def left_out(key: str, known: frozenset[str]) -> str | None:
+    """What to warn of where a key says nothing here."""
+    reason = None if key in known else LEFT_OUT.get(key.rpartition(".")[2])
+    return f"{key} is left out: {reason}" if reason else None
 
 
 def own_key(key: str, value: Any, known: frozenset[str]) -> tuple[str, Any, str | None]:

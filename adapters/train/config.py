@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from adapters.errors import ConfigError
-from adapters.train.aliases import own, own_key
+from adapters.train.aliases import left_out, own, own_key
 from adapters.train.method_sections import PeftSection, impossible
 from adapters.train.sections import (
     DataFile,
@@ -105,11 +105,14 @@ def _apply(values: dict[str, Any], override: str) -> list[str]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: expected section.key=value, as in training.learning_rate=1e-4")
+    known = frozenset(keys(TrainConfig))
+    if needless := left_out(key, known):
+        return [needless]
     try:
         value = text if _is_text(key) else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value cannot be read as YAML: {error}") from error
-    target, value, warning = own_key(key, value, frozenset(keys(TrainConfig)))
+    target, value, warning = own_key(key, value, known)
     *sections, last = target.split(".")
     for section in sections:
         values = values.setdefault(section, {})

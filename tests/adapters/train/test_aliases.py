@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from adapters.errors import ConfigError
-from adapters.train.aliases import ALIASES
+from adapters.train.aliases import ALIASES, LEFT_OUT
 from adapters.train.config import TrainConfig, keys, load_config
 
 
@@ -45,6 +45,25 @@ def test_a_key_of_ours_outside_of_its_section_is_taken(write_yaml: Callable[...,
     config, warnings = loaded(write_yaml(), lora_alpha=64)
     assert config.peft.lora_alpha == 64
     assert len(warnings) == 1
+
+
+def test_words_that_transformers_took_back_and_those_that_say_nothing_here_stop_no_run(
+    write_yaml: Callable[..., Path],
+) -> None:
+    """The arguments of scripts that fail on the transformers of today."""
+    gone = {"logging_dir": "logs", "evaluation_strategy": "steps", "group_by_length": True, "fp16": True}
+    config, warnings = loaded(
+        write_yaml(training={"overwrite_output_dir": True}), "save_safetensors=true", torch_dtype="bf16", **gone
+    )
+    assert config.model.dtype == "bfloat16"
+    assert config.training == loaded(write_yaml())[0].training
+    assert len(warnings) == 7
+    assert any("training.overwrite_output_dir is left out: an older result is replaced" in each for each in warnings)
+
+
+def test_what_is_left_out_is_no_key_of_ours() -> None:
+    ours = {key.rpartition(".")[2] for key in keys(TrainConfig)}
+    assert set(LEFT_OUT) & (ours | set(ALIASES)) == set()
 
 
 def test_two_words_for_one_key_are_an_error(write_yaml: Callable[..., Path]) -> None:
