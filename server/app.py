@@ -171,8 +171,9 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         telemetry.job_ended(job)
         fine_tuning.ended(job)
         merging.ended(job)
+        merged_versions.ended(job)
 
-    merged_versions = MergedVersions(queue, registry, merges, merged, base, settings)
+    merged_versions = MergedVersions(queue, registry, merging, merged, base, settings)
     kinds[MERGED_ENGINE] = Kind(merged_versions.work, at_once=1)
     runner = JobRunner(queue, kinds, job_ended)
     return Services(
@@ -281,6 +282,7 @@ async def _running(services: Services) -> AsyncIterator[None]:
     services.files.sweep()
     for noun in (services.fine_tuning, services.merging, services.exports):
         noun.sweep()
+    services.merged_versions.sweep_soon()
     services.pool.open()
     await services.shadows.reload()
     await services.lifecycle.resume()
@@ -296,4 +298,5 @@ async def _running(services: Services) -> AsyncIterator[None]:
         services.fetches.close()
         services.upkeep.close()
         await services.merged.close()
+        await services.merged_versions.close()
         await services.pool.close()

@@ -2,14 +2,19 @@
 
     planning → merging → verifying → waiting (for the base engine, or another build) → building → warming → ready
 
-What is known not to fit is refused at once. It decides nothing: who asks is a person, or whatever watches the traffic.
+The merged weights lie in `data_dir/merged` for as long as an engine or a job needs them. What is known not to fit is
+refused at once. It decides nothing: who asks is a person, or whatever watches the traffic.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +23,7 @@ from adapters.errors import JobCancelled, JobLost, NotFound
 from adapters.job_records import QUEUED, RUNNING
 from adapters.jobs import Job, Jobs
 from adapters.merge.bases import Asked
+from adapters.merge.orders import MergeOrder
 from adapters.records import MERGE_ONLY, READY
 from adapters.registry import Registry, Version
 from server.engine.memory_plan import plan_of_merge
@@ -25,7 +31,8 @@ from server.engine.merged import MergedEngine, MergedEngines
 from server.errors import AdapterUnavailable, EngineUnavailable
 from server.jobs import Run
 from server.merge_fields import Budget
-from server.merges import Merges, require_merging
+from server.mergeable import keep_report, require_merging
+from server.merging import Merging
 from server.resolve import engine_name
 from server.settings import Settings
 
@@ -34,6 +41,8 @@ log = logging.getLogger(__name__)
 KIND = "merged_engine"
 Values = Literal["served", "auto", "dequantized", "original"]
 """Which values of the base: `served` are those that the base engine computes with."""
+LEFT_BEHIND = re.compile(r"\.?(?P<key>[0-9a-f]{12}-[a-z]+-[a-z0-9]+)(\.merging)?")
+GONE = ".gone-"
 
 
 class MergedVersions:
@@ -41,17 +50,21 @@ class MergedVersions:
         self,
         jobs: Jobs,
         registry: Registry,
-        merges: Merges,
+        merging: Merging,
         merged: MergedEngines,
         base: BaseModel,
         settings: Settings,
     ) -> None:
         self._jobs = jobs
         self._registry = registry
-        self._merges = merges
+        self._merging = merging
         self._merged = merged
         self._base = base
         self._settings = settings
+        self._root = settings.data_dir.absolute() / "merged"
+        self._wanted: Counter[str] = Counter()
+        self._sweeping: set[asyncio.Task[None]] = set()
+        merged.on_gone = self.sweep_soon
 
     def ask(self, version: Version, values: Values, by: str | None, *, accept_loss: bool = False) -> Job:
         """A job, or the one that is under way for this version. Raises what is known to be wrong already.
@@ -95,17 +108,9 @@ class MergedVersions:
     async def work(self, run: Run) -> Mapping[str, Any]:
         params = run.job.params
         version = await asyncio.to_thread(self._registry.resolve, params["name"], params["digest"])
-        name = engine_name(version)
-        budget = Budget(accept_loss=params["accept_loss"])
-        made = await self._merges.merged(run, version, self._values(params["base"]), params["dtype"], budget)
-        try:
-            engine = await self._merged.promote(name, Path(made["directory"]), lambda state: run.report(stage=state))
-        except (JobCancelled, JobLost):
-            await self._merged.demote(name)
-            raise
-        except EngineUnavailable:
-            run.report(**run.progress)  # raises where it fell back because it was asked to stop
-            raise
+        with self._wants(key := _key(params)):
+            made = await self._merge(run, version, self._root / key)
+            engine = await self._promote(run, engine_name(version), self._root / key)
         await asyncio.to_thread(run.event, "requests go there now", build_s=engine.build_s)
         return {
             "name": version.adapter,
@@ -116,14 +121,97 @@ class MergedVersions:
             "fidelity": made["fidelity"],
         }
 
+    def ended(self, job: Job) -> None:
+        """What it needed on the disk may go, unless an engine uses it now."""
+        if job.kind == KIND:
+            self.sweep_soon()
+
+    def sweep_soon(self) -> None:
+        task = asyncio.create_task(self.sweep())
+        self._sweeping.add(task)  # kept: the loop holds tasks weakly
+        task.add_done_callback(self._sweeping.discard)
+
+    async def sweep(self) -> None:
+        """Merged weights that no engine and no job needs go, and what a crash left of some."""
+        wanted = await asyncio.to_thread(self._wanted_by_jobs)
+        going = []
+        for path in list(self._root.iterdir()) if self._root.exists() else ():
+            used = {engine.directory for engine in self._merged.snapshot().values()}
+            key = _key_of(path)
+            if path not in used and (key is None or not (key in wanted or self._wanted[key])):
+                going.append(_aside(path))  # renamed before anybody else has the word: a job sees all of it, or nothing
+        for path in going:
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+    async def close(self) -> None:
+        if self._sweeping:
+            await asyncio.wait(list(self._sweeping))
+
+    async def _merge(self, run: Run, version: Version, destination: Path) -> Mapping[str, Any]:
+        params = run.job.params
+        self._root.mkdir(parents=True, exist_ok=True)
+        order = MergeOrder(
+            adapter=str(await self._merging.adapter(run.job, version.ref, version.digest)),
+            base=self._merging.place,
+            destination=str(destination),
+            values=self._values(params["base"]),
+            dtype=params["dtype"],
+            proof=Budget(accept_loss=params["accept_loss"]).proof(self._settings.merge_probe_tokens),
+        )
+        done = await self._merging.carry_out(run, order)
+        await asyncio.to_thread(keep_report, self._registry, version.ref, done)
+        return done
+
+    async def _promote(self, run: Run, name: str, directory: Path) -> MergedEngine:
+        try:
+            return await self._merged.promote(name, directory, lambda state: run.report(stage=state))
+        except (JobCancelled, JobLost):
+            await self._merged.demote(name)
+            raise
+        except EngineUnavailable:
+            run.report(**run.progress)  # raises where it fell back because it was asked to stop
+            raise
+
     def _values(self, asked: Values) -> Asked:
         if asked != "served":
             return asked
         return "dequantized" if self._settings.quantization == "nf4" else "original"
 
     def _under_way(self, version: Version) -> Job | None:
-        for state in (RUNNING, QUEUED):
-            for job in self._jobs.jobs(state=state, kind=KIND):
-                if job.params["digest"] == version.digest and job.params["name"] == version.adapter:
-                    return job
+        for job in self._open_jobs():
+            if job.params["digest"] == version.digest and job.params["name"] == version.adapter:
+                return job
         return None
+
+    def _open_jobs(self) -> list[Job]:
+        return [job for state in (RUNNING, QUEUED) for job in self._jobs.jobs(state=state, kind=KIND)]
+
+    def _wanted_by_jobs(self) -> set[str]:
+        return {_key(job.params) for job in self._open_jobs()}
+
+    @contextmanager
+    def _wants(self, key: str) -> Iterator[None]:
+        self._wanted[key] += 1
+        try:
+            yield
+        finally:
+            self._wanted[key] -= 1
+
+
+def _key(params: Mapping[str, Any]) -> str:
+    digest = str(params["digest"]).removeprefix("sha256:")[:12]
+    return f"{digest}-{params['base']}-{params['dtype']}"
+
+
+def _key_of(path: Path) -> str | None:
+    found = LEFT_BEHIND.fullmatch(path.name)
+    return found["key"] if found else None
+
+
+def _aside(path: Path) -> Path:
+    if path.name.startswith(GONE):
+        return path
+    gone = path.with_name(f"{GONE}{path.name}")
+    with suppress(OSError):
+        path.rename(gone)
+    return gone

@@ -111,6 +111,8 @@ class MergedEngines:
         self._entries: dict[str, MergedEngine] = {}
         self._one_build = asyncio.Lock()
         self.restarts = 0
+        self.on_gone: Callable[[], None] = lambda: None
+        """Called when one is gone: its weights are not needed any more."""
 
     def find(self, name: str) -> MergedEngine | None:
         """In any state."""
@@ -242,6 +244,7 @@ class MergedEngines:
         await entry.pool.close()
         if self._entries.get(entry.name) is entry:
             del self._entries[entry.name]
+            self.on_gone()
 
     def _lost(self) -> None:
         self.restarts += 1

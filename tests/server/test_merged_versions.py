@@ -43,6 +43,11 @@ async def way(built: World) -> str:
     return headers[b"x-loraplex-path"].decode()
 
 
+def left(built: World) -> set[str]:
+    root = built.settings.data_dir / "merged"
+    return {path.name for path in root.iterdir()} if root.exists() else set()
+
+
 async def test_from_the_wish_to_the_engine_and_back(built: World) -> None:
     name = ingest(built, "a")
     async with built.running():
@@ -60,6 +65,7 @@ async def test_from_the_wish_to_the_engine_and_back(built: World) -> None:
         assert (status, engine["name"], engine["state"], engine["version"]) == (200, name, "ready", 1)
         assert (await ask(built, "GET"))[1] == engine
         assert ended["result"]["fidelity"]["within_budget"]
+        assert left(built) == {f"{name.partition('@')[2]}-served-bfloat16"}
         assert str(built.settings.data_dir) not in json.dumps(engine) + json.dumps(ended)
 
         status, end = await ask(built, "DELETE")
@@ -68,6 +74,7 @@ async def test_from_the_wish_to_the_engine_and_back(built: World) -> None:
             {"object": "merged_engine.ended", "version": "a@1", "job": None, "ended": True},
         )
         assert await way(built) == "lora"
+        await until(lambda: left(built) == set())
 
 
 class Gated(FakeEngine):
@@ -89,6 +96,7 @@ async def test_falling_back_while_it_is_built_ends_the_job_and_leaves_nothing(
         assert (await built.services.runner.ended(job["id"], JOB_S)).state == "cancelled"
         assert built.services.merged.snapshot() == {}
         assert await way(built) == "lora"
+        await until(lambda: left(built) == set())
 
 
 async def test_an_engine_that_does_not_start_is_the_jobs_error(built: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +112,7 @@ async def test_an_engine_that_does_not_start_is_the_jobs_error(built: World, mon
         assert ended.error is not None
         assert (ended.state, ended.error["code"], ended.error["status"]) == ("failed", "merged_engine_failed", 503)
         assert "no such kernel" in ended.error["message"]
+        await until(lambda: left(built) == set())
 
 
 async def test_what_the_merge_refuses_is_the_jobs_error(built: World) -> None:
@@ -156,3 +165,15 @@ async def test_where_it_is_merged_is_not_the_clients_choice(built: World, body: 
     ingest(built, "a")
     async with built.running():
         assert (await ask(built, "PUT", body=body))[0] == 400
+
+
+async def test_what_a_crash_left_is_swept_and_what_a_job_needs_is_not(built: World) -> None:
+    ingest(built, "a")
+    version = built.services.registry.resolve("a", "1")
+    built.services.merged_versions.ask(version, "auto", None)
+    key = f"{version.digest[7:19]}-auto-bfloat16"
+    others = ("0123456789ab-served-bfloat16", ".0123456789ab-served-bfloat16.merging", ".gone-x", "something")
+    for name in (key, f".{key}.merging", *others):
+        (built.settings.data_dir / "merged" / name).mkdir(parents=True)
+    await built.services.merged_versions.sweep()
+    assert left(built) == {key, f".{key}.merging"}
