@@ -18,6 +18,7 @@ USAGE = """usage: loraplex <command> [options]
   serve    serve the base model and its adapters          loraplex serve --help
   train    make an adapter                                 loraplex train --help
   merge    an adapter and its base into one model          loraplex merge --help
+  fidelity what such a merge would keep of the adapter     loraplex fidelity --help
   adapters push, list, pull, promote, roll back, gc, …     loraplex adapters --help
   jobs     what a server fetches in the background         loraplex jobs --help
   keys     make an API key                                 loraplex keys new --help
@@ -26,12 +27,13 @@ USAGE = """usage: loraplex <command> [options]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 wrongly called or configured (train and merge have others, see --help)."""
+    """Exit code: 0 done, 1 failed, 2 wrongly called or configured (train, merge, fidelity: see --help)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "serve": serve,
         "train": train,
         "merge": merge,
+        "fidelity": fidelity,
         "adapters": adapters,
         "jobs": jobs,
         "keys": keys,
@@ -98,6 +100,12 @@ def merge(argv: list[str]) -> int:
     from adapters.merge.cli import main as merge_main
 
     return merge_main(argv)
+
+
+def fidelity(argv: list[str]) -> int:
+    from adapters.merge.fidelity_cli import main as fidelity_main
+
+    return fidelity_main(argv)
 
 
 def adapters(argv: list[str]) -> int:

@@ -60,8 +60,8 @@ def _verdict(report: FidelityReport, best: VariantReport) -> str:
 
 
 def _kept(report: FidelityReport, variant: VariantReport) -> str:
-    kept = report.kept("nf4", variant.base)
-    return "an unknown share of the change" if kept is None else f"{kept:.1%} of the change"
+    found = report.format("nf4", variant.base)
+    return "an unknown share of the change" if found is None else f"{found.kept:.1%} of the change"
 
 
 def _against(own: float, theirs: float) -> str:

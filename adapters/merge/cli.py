@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from adapters.base import BaseModel
-from adapters.errors import AdapterError, Conflict, InvalidAdapter, MergeError, NotMergeable
+from adapters.errors import AdapterError, Conflict, DataError, InvalidAdapter, MergeError, NotMergeable, Unfaithful
+from adapters.merge import fidelity_flags
 from adapters.merge.apply import write_merged
 from adapters.merge.bases import ASKED
 from adapters.merge.combine import METHODS, SPARSE, Recipe, SignMethod
 from adapters.merge.compose import Composition, compose
 from adapters.merge.plan import DTYPES, MergePlan, plan_merge
+from adapters.merge.report import FidelityReport
+from adapters.merge.report_table import show
+from adapters.merge.verify import check_of
 
 EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
     (InvalidAdapter, 3, "an adapter is not what it should be, or of another base"),
     (NotMergeable, 4, "the adapter has no place in this base's weights"),
+    (Unfaithful, 7, "the merge is further from the adapter than the budget allows"),
     (MergeError, 5, "the merge cannot be done as asked"),
     (Conflict, 6, "something else is in the way"),
+    (DataError, 8, "the data to measure on cannot be read"),
 )
 FAILED, WRONG_WORDS, STOPPED = 1, 2, 130
 EPILOG = "Exit codes: 0 done, 1 failed, 2 command line, {}, 130 stopped at once; a later call goes on from there."
@@ -64,7 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    codes = ", ".join(f"{code} {meaning}" for _, code, meaning in EXIT_CODES)
+    codes = ", ".join(f"{code} {meaning}" for _, code, meaning in sorted(EXIT_CODES, key=lambda each: each[1]))
     made = argparse.ArgumentParser(
         prog="loraplex merge",
         description="Put adapters into their base: one model that needs no adapter.",
@@ -82,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the result (default: bfloat16)")
     made.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    checked = made.add_argument_group("what is measured before it appears, and what it may lose")
+    checked.add_argument("--no-verify", action="store_true", help="measure nothing: no model is run")
+    fidelity_flags.add_arguments(checked)
     several = made.add_argument_group("several adapters")
     several.add_argument("--method", choices=METHODS, default="svd", help="as PEFT names them (default: svd)")
     several.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each (default: equal, sum 1)")
@@ -126,11 +134,21 @@ def merge(adapter: Path, base: BaseModel, arguments: argparse.Namespace, console
         console.print(f"· {escape(note)}", soft_wrap=True)
     if arguments.dry_run:
         return
-    with _bar(console) as progress:
-        task = progress.add_task("merging", total=plan.size_bytes)
-        # The check of a finished merge goes here: write_merged(…, check=…) calls it before DIR appears.
-        write_merged(plan, arguments.out, lambda name, size: progress.advance(task, size))
+    reports: list[FidelityReport] = []
+    try:
+        with fidelity_flags.bar(console) as progress:
+            _write(plan, arguments, progress, reports)
+    finally:
+        for report in reports:  # also of a merge that is refused for it
+            show(report, report.within(fidelity_flags.wishes(arguments).budget), Console())
     console.print(f"{escape(str(arguments.out))}: {plan.size_bytes / 1e6:.1f} MB of weights", soft_wrap=True)
+
+
+def _write(plan: MergePlan, arguments: argparse.Namespace, progress: Progress, reports: list[FidelityReport]) -> None:
+    task, check = progress.add_task("merging", total=plan.size_bytes), None
+    if not arguments.no_verify:
+        check = check_of(plan, fidelity_flags.wishes(arguments), fidelity_flags.told_by(progress), reports.append)
+    write_merged(plan, arguments.out, lambda name, size: progress.advance(task, size), check)
 
 
 def table(plan: MergePlan) -> Table:
@@ -179,10 +197,3 @@ def _in_words(made: Composition) -> str:
         f"a LoRA of {made.manifest.module_count} modules, {ranks}; the limit of the rank left out {made.error:.2%} of "
         f"it, and it is {made.far:.2%} away from the plain sum"
     )
-
-
-@contextmanager
-def _bar(console: Console) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield progress

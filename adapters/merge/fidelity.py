@@ -5,10 +5,8 @@ One model is in memory at a time; what the reference says of each token lies on 
 
 from __future__ import annotations
 
-import gc
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +14,13 @@ from adapters.merge.closeness import Reference
 from adapters.merge.formats import TARGETS
 from adapters.merge.models import compute_type, log_probabilities, written_model
 from adapters.merge.probes import Probes, gather
-from adapters.merge.report import FidelityReport, ModuleReport, VariantReport, name_of
-from adapters.merge.survival import changes
+from adapters.merge.report import FidelityReport, ModuleReport, Told, VariantReport, name_of
+from adapters.merge.survival import changes, summed
 from adapters.merge.variants import Variant, Weights, variants
 from adapters.train.allocator import map_large_tensors
 from adapters.train.model import load_tokenizer
 from adapters.train.quiet import quiet_libraries
 from adapters.train.sections import ModelSection
-
-TOKENS = 2048
-"""Of the task; half as many of general text. Of a vocabulary of 128,256 words, one takes half a megabyte of disk."""
-
-Told = Callable[[str, int, int], None]
-"""What is being measured, how much of the whole is done, and how much there is, in tokens and tensors."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,8 @@ class Asked:
     data: tuple[Path, ...] = ()
     """Files of the task; without them, what the adapter held out, or chats of our own."""
     general: Path | None = None
-    tokens: int = TOKENS
+    tokens: int = 2048
+    """Of the task; half as many of general text."""
     written: Path | None = None
     """The directory of the merge, where it is written: its files are what is judged."""
 
@@ -72,6 +65,7 @@ def measure(asked: Asked, weights: Weights, told: Told = lambda what, done, of: 
         task_tokens=probes.task_tokens,
         general_tokens=probes.general_tokens,
         variants=compared,
+        formats=tuple(summed(modules)),
         modules=modules,
     )
 
@@ -110,8 +104,6 @@ def _one(
     progress: _Progress,
 ) -> VariantReport:
     progress.begin(variant.name)
-    gc.collect()  # PEFT's layers point at each other: the model before would stay until the next collection
-    began = time.monotonic()
     if asked.written is not None and variant.name == asked.judged:
         model = written_model(asked.written, compute_type(variant.stored))
     else:
@@ -125,7 +117,6 @@ def _one(
         base=variant.base,
         stored=variant.stored,
         computed=variant.computed,
-        seconds=round(time.monotonic() - began, 2),
         **figures,
     )
 

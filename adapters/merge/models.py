@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from adapters.errors import MergeError
+from adapters.merge.files import prefix_of
 from adapters.processor import multiplies_bf16
 from adapters.train.head_loss import CHUNK_BYTES, head_is_plain, without_head
 from adapters.train.labels import IGNORED, Example
 from adapters.train.model import Batch, collate
-from adapters.upload import CONFIG, ORIGINAL, WEIGHTS
+from adapters.upload import CONFIG, WEIGHTS
 
 BATCH = 8
 NOTHING: Mapping[str, Any] = {}
@@ -62,12 +63,13 @@ def with_adapter(model: Any, adapter: Path) -> Any:
 
 @contextmanager
 def as_sent(adapter: Path) -> Iterator[Path]:
-    if not (adapter / f"{ORIGINAL}{CONFIG}").is_file():
+    prefix = prefix_of(adapter)
+    if not prefix:
         yield adapter
         return
     with tempfile.TemporaryDirectory() as scratch:
         for name in (CONFIG, WEIGHTS):
-            (Path(scratch) / name).symlink_to((adapter / f"{ORIGINAL}{name}").resolve())
+            (Path(scratch) / name).symlink_to((adapter / f"{prefix}{name}").resolve())
         yield Path(scratch)
 
 

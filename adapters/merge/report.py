@@ -6,8 +6,8 @@ It knows no model, no terminal and no picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from adapters.merge.bases import Values
@@ -16,6 +16,9 @@ Part = Literal["adapter", "merged", "base"]
 """What a variant is made of: base and adapter side by side, both in one, or the base alone."""
 BASES: tuple[Values, ...] = get_args(Values)
 """The values that the base has in NF4, and those that it was published with."""
+
+Told = Callable[[str, int, int], None]
+"""What is being measured, how much of the whole is done, and how much there is, in tokens and tensors."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,6 @@ class VariantReport:
     """The type of its products: bfloat16 only where the processor has instructions for it."""
     task: Closeness
     general: Closeness
-    seconds: float
 
     @property
     def name(self) -> str:
@@ -90,6 +92,20 @@ class ModuleReport:
 
 
 @dataclass(frozen=True)
+class FormatReport:
+    """All of a base's changed tensors together."""
+
+    base: str
+    stored: str
+    kept: float
+    """Of the whole change, see `Survival`."""
+    least_kept: float
+    """Of the change of any one tensor."""
+    noise: float
+    """The middle one of the tensors' `Survival.error`."""
+
+
+@dataclass(frozen=True)
 class FidelityReport:
     adapter: str
     base: str
@@ -103,8 +119,10 @@ class FidelityReport:
     general_tokens: int
     variants: tuple[VariantReport, ...]
     """The first is the reference."""
-    modules: tuple[ModuleReport, ...]
-    """Every format for the base that is wanted, NF4 for the other."""
+    formats: tuple[FormatReport, ...]
+    """All for the base that is wanted, NF4 for the other."""
+    modules: tuple[ModuleReport, ...] = ()
+    """What `formats` sums up; the largest part of the report by far, and left out where there is little room."""
 
     @property
     def reference(self) -> VariantReport:
@@ -121,12 +139,10 @@ class FidelityReport:
         """The base of the variant that is wanted."""
         return next(variant.base for variant in self.variants if variant.name == self.judged)
 
-    def kept(self, stored: str, base: str | None = None) -> float | None:
-        """What a format keeps of the whole change of a base, of the wanted one by default; None: not measured."""
-        modules = [module for module in self.modules if module.base == (base or self.onto)]
-        found = [(module.size**2, module.formats[stored]) for module in modules if stored in module.formats]
-        size = sum(weight for weight, _ in found)
-        return sum(weight * each.kept for weight, each in found) / size if size else None
+    def format(self, stored: str, base: str | None = None) -> FormatReport | None:
+        """Of the wanted base by default; None: not measured."""
+        wanted = (base or self.onto, stored)
+        return next((each for each in self.formats if (each.base, each.stored) == wanted), None)
 
     def within(self, budget: Budget, name: str | None = None) -> Judgement:
         """Of the variant that is wanted, or of the one named."""
@@ -134,13 +150,15 @@ class FidelityReport:
         assert wanted is not None, name or self.judged
         return Judgement(tuple(_reasons(wanted, self.reference, budget)))
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self, *, modules: bool = True) -> dict[str, Any]:
+        """`from_json` reads it without the modules as well."""
+        return asdict(self if modules else replace(self, modules=()))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FidelityReport:
         values = dict(data)
         values["variants"] = tuple(_variant(each) for each in values["variants"])
+        values["formats"] = tuple(FormatReport(**each) for each in values["formats"])
         values["modules"] = tuple(_module(each) for each in values["modules"])
         return cls(**values)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapters.merge.formats import TARGETS
 from adapters.merge.report import FidelityReport
-from adapters.merge.report_table import SHORT, label
+from adapters.merge.report_table import ONTO, SHORT, label
 from adapters.train.charts import layer_of
 
 SMALLEST_KL = 1e-6
@@ -54,7 +54,7 @@ def _draw_kept(axes: Any, report: FidelityReport) -> None:
         for stored in TARGETS:
             layers = _by_layer(report, base, stored)
             if layers:
-                axes.plot(*zip(*layers, strict=True), marker=".", label=f"{SHORT[stored]}, onto {base}")
+                axes.plot(*zip(*layers, strict=True), marker=".", label=f"{SHORT[stored]}, onto {ONTO[base]}")
     axes.axhline(1.0, linestyle=":", color="grey")
     axes.set(xlabel="layer", ylabel="share of ΔW that is kept", title="what each format keeps of the change")
     axes.legend()

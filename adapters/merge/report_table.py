@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from adapters.merge.advice import advice
-from adapters.merge.formats import TARGETS
-from adapters.merge.report import FidelityReport, Judgement, ModuleReport, VariantReport
+from adapters.merge.report import FidelityReport, Judgement, VariantReport
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "q8_0": "q8_0", "nf4": "NF4"}
+ONTO = {"dequantized": "dequantised", "original": "original"}
 BASE = {"dequantized": "NF4 base", "original": "16-bit base"}
 
 
@@ -33,8 +30,7 @@ def label(variant: VariantReport) -> str:
         return f"{base} + adapter, {stored}"
     if variant.part == "base":
         return f"{base} alone"
-    onto = "dequantised" if variant.base == "dequantized" else variant.base
-    return f"merged onto {onto}, {stored}"
+    return f"merged onto {ONTO[variant.base]}, {stored}"
 
 
 def variants_table(report: FidelityReport) -> Table:
@@ -62,21 +58,7 @@ def formats_table(report: FidelityReport) -> Table:
     shown = Table("of the change of the weights")
     for heading in ("kept", "worst tensor", "noise / change"):
         shown.add_column(heading, justify="right")
-    for base, stored, modules in _measured(report):
-        kept = [module.formats[stored].kept for module in modules]
-        noise = statistics.median(module.formats[stored].error for module in modules)
-        shown.add_row(
-            f"{SHORT[stored]}, merged onto {base}",
-            f"{report.kept(stored, base):.1%}",
-            f"{min(kept):.1%}",
-            f"{noise:.3f}",
-        )
+    for each in sorted(report.formats, key=lambda each: each.base != report.onto):
+        where = f"{SHORT[each.stored]}, merged onto {ONTO[each.base]}"
+        shown.add_row(where, f"{each.kept:.1%}", f"{each.least_kept:.1%}", f"{each.noise:.3f}")
     return shown
-
-
-def _measured(report: FidelityReport) -> Iterator[tuple[str, str, list[ModuleReport]]]:
-    for base in dict.fromkeys((report.onto, *(module.base for module in report.modules))):
-        for stored in TARGETS:
-            found = [each for each in report.modules if each.base == base and stored in each.formats]
-            if found:
-                yield base, stored, found

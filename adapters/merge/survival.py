@@ -6,12 +6,13 @@ A change that is smaller than the steps of a format does not cross them: of a ch
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from torch import Tensor
 
 from adapters.merge.formats import FORMATS, TARGETS, can_hold
-from adapters.merge.report import ModuleReport, Survival
+from adapters.merge.report import FormatReport, ModuleReport, Survival
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -32,6 +33,22 @@ def changes(
         told()
         if report is not None:
             yield report
+
+
+def summed(modules: Sequence[ModuleReport]) -> Iterator[FormatReport]:
+    """Base by base, each tensor with the weight of its change."""
+    for base in dict.fromkeys(module.base for module in modules):
+        for stored in TARGETS:
+            held = [each for each in modules if each.base == base and stored in each.formats]
+            if held:
+                kept = [each.formats[stored].kept for each in held]
+                sizes = [each.size**2 for each in held]
+                noise = statistics.median(each.formats[stored].error for each in held)
+                yield FormatReport(base, stored, _mean(kept, sizes), min(kept), noise)
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
 def change_of(name: str, which: str, before: Tensor, after: Tensor, targets: Sequence[str]) -> ModuleReport | None:

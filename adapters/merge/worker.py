@@ -20,8 +20,8 @@ from adapters.merge.apply import write_merged
 from adapters.merge.compose import compose
 from adapters.merge.orders import ComposeOrder, ExportOrder, MergeOrder, Order, Proof, read_order, recipe_of
 from adapters.merge.plan import Dtype, MergePlan, plan_merge
-from adapters.merge.proof import check_of, summary
-from adapters.merge.report import Budget, FidelityReport
+from adapters.merge.report import Budget
+from adapters.merge.verify import Wishes, check_of, read_report, summary
 from adapters.upload import PROVENANCE
 
 WHOLE: Mapping[str, Dtype] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -59,11 +59,11 @@ def merge(order: MergeOrder, tell: Tell) -> Mapping[str, Any]:
 
 def merged(plan: MergePlan, destination: Path, proof: Proof, tell: Tell) -> Mapping[str, Any]:
     """The merge's record, with the whole report as `report` and what stands of it in lists as `fidelity`."""
-    wanted = _budget(proof)
-    check = check_of(plan, None if proof.accept_loss else wanted, proof.tokens, _measuring(tell))
+    wishes = Wishes(tokens=proof.tokens, budget=_budget(proof), accept_loss=proof.accept_loss)
+    check = check_of(plan, wishes, _measuring(tell))
     record = write_merged(plan, destination, progress(tell, "merging", plan.size_bytes), check)
-    report = FidelityReport.from_json(record["fidelity"])
-    return {**record, "report": record["fidelity"], "fidelity": summary(report, wanted)}
+    report = read_report(destination)
+    return {**record, "report": report.to_json(), "fidelity": summary(report, wishes.budget)}
 
 
 def export(order: ExportOrder, tell: Tell) -> Mapping[str, Any]:

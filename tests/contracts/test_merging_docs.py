@@ -1,4 +1,4 @@
-"""What the README says of `loraplex merge` is what its command line takes."""
+"""What the README says of `loraplex merge` and `loraplex fidelity` is what their command lines take."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ import shlex
 import pytest
 
 from adapters.merge.cli import EXIT_CODES, FAILED, STOPPED, WRONG_WORDS, parse
+from adapters.merge.fidelity_cli import parser as fidelity_parser
 from tests.contracts.test_docs import README, blocks, section
 
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for block in blocks(README, "sh")
-    for line in block.replace("\\\n", "").splitlines()
-    if line.startswith("loraplex merge ")
-]
+
+def commands(word: str) -> list[list[str]]:
+    lines = [line for block in blocks(README, "sh") for line in block.replace("\\\n", "").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(f"loraplex {word} ")]
+
+
+COMMANDS, MEASURING = commands("merge"), commands("fidelity")
 
 
 def test_there_are_commands() -> None:
     assert len(COMMANDS) > 3
+    assert len(MEASURING) > 1
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_is_understood(command: list[str]) -> None:
     assert parse(command[2:]).adapters
+
+
+@pytest.mark.parametrize("command", MEASURING, ids=" ".join)
+def test_a_measurement_is_understood(command: list[str]) -> None:
+    assert fidelity_parser().parse_args(command[2:]).base
 
 
 def test_every_exit_code_is_listed_and_no_other() -> None:

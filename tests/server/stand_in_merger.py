@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adapters.merge import proof, worker
+from adapters.merge import verify, worker
 from adapters.merge.plan import MergePlan
 from adapters.merge.report import Closeness, FidelityReport, VariantReport, name_of
 
 
 def variant(part: Any, plan: MergePlan, stored: str, kl: float) -> VariantReport:
     found = Closeness(loss=1.0, kl=kl, mean_change=kl, largest_change=kl, same_top=1.0)
-    return VariantReport(part, plan.choice.values, stored, "float32", found, found, 0.0)
+    return VariantReport(part, plan.choice.values, stored, "float32", found, found)
 
 
 def report_of(plan: MergePlan, kl: float) -> FidelityReport:
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         return wait
 
     worker.progress = held
-    proof.measured = lambda plan, directory, tokens, told: report_of(plan, kl)
+    verify.measured = lambda plan, *_: report_of(plan, kl)
     return worker.main(argv)
 
 

@@ -14,9 +14,10 @@ from tests.adapters.merge.by_hand import Q, base_of_ones, rank_one, written
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    """Of a merge that is in order."""
+    """Of a merge that is in order, of a base that is no model; what is measured: test_fidelity_cli.py."""
     base_of_ones(tmp_path)
-    return [str(rank_one(tmp_path / "a")), "--base", str(tmp_path / "ones"), "--out", str(tmp_path / "out")]
+    places = ["--base", str(tmp_path / "ones"), "--out", str(tmp_path / "out")]
+    return [str(rank_one(tmp_path / "a")), *places, "--no-verify"]
 
 
 def test_a_merge_says_what_it_does_and_does_it(

@@ -85,8 +85,14 @@ def test_progress_ends_with_all_of_it(report: FidelityReport, told: list[tuple[s
 
 def test_every_module_is_measured_on_both_bases(report: FidelityReport) -> None:
     assert len(report.modules) == 2 * 2 * 7
-    assert report.kept("bfloat16") == pytest.approx(1.0, abs=0.02)
-    assert report.kept("nf4") is not None
+    assert [(each.base, each.stored) for each in report.formats] == [
+        ("dequantized", "bfloat16"),
+        ("dequantized", "float16"),
+        ("dequantized", "q8_0"),
+        ("dequantized", "nf4"),
+        ("original", "nf4"),
+    ]
+    assert report.formats[0].kept == pytest.approx(1.0, abs=0.02)
 
 
 def test_it_survives_json(report: FidelityReport) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from adapters.errors import MergeError
-from adapters.merge.models import compute_type, dense_model, log_probabilities
+from adapters.merge.models import compute_type, dense_model, log_probabilities, with_adapter
 from adapters.train.labels import IGNORED, Example
 from tests.adapters.merge.peft_weights import PeftWeights
 
@@ -60,3 +62,16 @@ def _expected(model: Any) -> torch.Tensor:
 
 def test_fp16_is_computed_in_fp32() -> None:
     assert compute_type("float16") == compute_type("float32") == torch.float32
+
+
+def test_a_model_goes_when_nobody_holds_it_any_more(sure_base: Path, sure_adapter: Path, weights: PeftWeights) -> None:
+    """Not at the next collection of garbage: two models would be held for a while."""
+    gc.disable()
+    try:
+        model = with_adapter(dense_model(sure_base, weights.base("original"), torch.float32), sure_adapter)
+        list(log_probabilities(model, ROWS, 2))
+        left = weakref.ref(next(model.parameters()))
+        del model
+        assert left() is None
+    finally:
+        gc.enable()

@@ -6,20 +6,22 @@ from dataclasses import replace
 import pytest
 
 from adapters.merge.advice import advice, lost
-from adapters.merge.report import Budget, Closeness, FidelityReport, ModuleReport, Survival, VariantReport
+from adapters.merge.report import Budget, Closeness, FidelityReport, FormatReport, ModuleReport, Survival, VariantReport
+from adapters.merge.survival import summed
 
 EXACT = Closeness(loss=2.0, kl=0.0, mean_change=0.0, largest_change=0.0, same_top=1.0)
 
 
 def variant(part: str, base: str, stored: str, loss: float = 2.0, kl: float = 0.0, **general: float) -> VariantReport:
     task = replace(EXACT, loss=loss, kl=kl)
-    return VariantReport(part, base, stored, "float32", task, replace(EXACT, **general), 1.0)  # type: ignore[arg-type]
+    return VariantReport(part, base, stored, "float32", task, replace(EXACT, **general))  # type: ignore[arg-type]
 
 
 def module(base: str, size: float, kept: float) -> ModuleReport:
     return ModuleReport("model.layers.0.q_proj.weight", base, size, 0.01, {"nf4": Survival(kept, 1.0)})
 
 
+MODULES = (module("dequantized", 3.0, 0.0), module("dequantized", 4.0, 0.5), module("original", 3.0, 1.0))
 REPORT = FidelityReport(
     adapter="pirate",
     base="small",
@@ -36,7 +38,8 @@ REPORT = FidelityReport(
         variant("merged", "dequantized", "nf4", kl=1.5, loss=3.9),
         variant("base", "dequantized", "bfloat16", kl=1.6, loss=4.0),
     ),
-    modules=(module("dequantized", 3.0, 0.0), module("dequantized", 4.0, 0.5), module("original", 3.0, 1.0)),
+    formats=tuple(summed(MODULES)),
+    modules=MODULES,
 )
 
 
@@ -45,9 +48,15 @@ def test_it_goes_to_json_and_back() -> None:
 
 
 def test_what_is_kept_of_the_whole_is_weighed_by_the_size_of_each_change() -> None:
-    assert REPORT.kept("nf4") == pytest.approx((9 * 0.0 + 16 * 0.5) / 25)
-    assert REPORT.kept("nf4", "original") == 1.0
-    assert REPORT.kept("q8_0") is None
+    assert REPORT.format("nf4") == FormatReport("dequantized", "nf4", (9 * 0.0 + 16 * 0.5) / 25, 0.0, 1.0)
+    assert REPORT.format("nf4", "original") == FormatReport("original", "nf4", 1.0, 1.0, 1.0)
+    assert REPORT.format("q8_0") is None
+
+
+def test_a_summary_leaves_the_single_tensors_out_and_nothing_else() -> None:
+    summed_up = FidelityReport.from_json(json.loads(json.dumps(REPORT.to_json(modules=False))))
+    assert summed_up == replace(REPORT, modules=())
+    assert advice(summed_up) == advice(REPORT)
 
 
 def test_a_merge_near_the_adapter_is_within_the_budget() -> None:

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adapters.base import BaseModel
+from adapters.errors import Unfaithful
+from adapters.merge.apply import write_merged
+from adapters.merge.plan import MergePlan, plan_merge
+from adapters.merge.report import Budget, FidelityReport
+from adapters.merge.verify import FILE, PICTURE, Wishes, check_of, require, summary
+from tests.adapters.merge.test_report import REPORT
+
+FEW = Wishes(tokens=20)
+
+
+@pytest.fixture(scope="module")
+def plan(sure_base: Path, sure_adapter: Path) -> MergePlan:
+    return plan_merge(sure_adapter, BaseModel.read(sure_base), "original")
+
+
+def test_a_merge_whose_loss_is_accepted_has_its_report_beside_it(plan: MergePlan, tmp_path: Path) -> None:
+    record = write_merged(plan, tmp_path / "out", check=check_of(plan, replace(FEW, accept_loss=True)))
+    whole = FidelityReport.from_json(json.loads((tmp_path / "out" / FILE).read_text()))
+    kept = record["fidelity"]
+    assert FidelityReport.from_json(kept["report"]) == replace(whole, modules=())
+    assert kept["above_budget"] == list(whole.within(Budget()).reasons) != []
+    assert (tmp_path / "out" / PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert FILE in (tmp_path / "out" / "SHA256SUMS").read_text()
+
+
+def test_the_message_says_what_to_do() -> None:
+    with pytest.raises(Unfaithful, match=r"Take the base that it was trained on \(dequantized\)"):
+        require(replace(REPORT, judged="merged, original, bfloat16"), Wishes())
+    require(REPORT, Wishes())
+
+
+def test_a_summary_is_of_the_merge_that_was_wanted_against_the_adapter() -> None:
+    found = summary(replace(REPORT, judged="merged, dequantized, nf4"), Budget(max_kl=2.0))
+    assert (found["within_budget"], len(found["reasons"])) == (False, 1)
+    assert found["task"] == {
+        "kl": 1.5,
+        "mean_change": 0.0,
+        "largest_change": 0.0,
+        "same_top": 1.0,
+        "loss": 3.9,
+        "loss_increase": pytest.approx(1.9),
+    }
