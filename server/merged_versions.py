@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adapters.base import BaseModel
-from adapters.errors import JobCancelled, JobLost, NotFound
+from adapters.errors import AdapterError, JobCancelled, JobLost, NotFound
 from adapters.job_records import QUEUED, RUNNING
 from adapters.jobs import Job, Jobs
 from adapters.merge.bases import Asked
@@ -28,7 +28,7 @@ from adapters.records import MERGE_ONLY, READY
 from adapters.registry import Registry, Version
 from server.engine.memory_plan import plan_of_merge
 from server.engine.merged import MergedEngine, MergedEngines
-from server.errors import AdapterUnavailable, EngineUnavailable
+from server.errors import AdapterUnavailable, EngineUnavailable, ServerError
 from server.jobs import Run
 from server.merge_fields import Budget
 from server.mergeable import keep_report, require_merging
@@ -72,11 +72,7 @@ class MergedVersions:
         `accept_loss`: take the merge however far it is from its adapter.
         """
         require_merging(self._settings)
-        if version.state not in (READY, MERGE_ONLY):
-            raise AdapterUnavailable(
-                f"adapter {version.ref} is {version.state}; only one that is ready, or merge only, can have an engine",
-                code=f"adapter_{version.state}",
-            )
+        _require_servable(version)
         if (job := self._under_way(version)) is not None:
             return job
         self._merged.require_room(engine_name(version), plan_of_merge(self._base, self._settings))
@@ -107,10 +103,16 @@ class MergedVersions:
 
     async def work(self, run: Run) -> Mapping[str, Any]:
         params = run.job.params
-        version = await asyncio.to_thread(self._registry.resolve, params["name"], params["digest"])
+        version = await self._servable(params)
         with self._wants(key := _key(params)):
             made = await self._merge(run, version, self._root / key)
+            await self._servable(params)
             engine = await self._promote(run, engine_name(version), self._root / key)
+            try:
+                await self._servable(params)  # whoever took it out of service before there was an engine saw none
+            except (AdapterError, ServerError):
+                await self._merged.demote(engine.name)
+                raise
         await asyncio.to_thread(run.event, "requests go there now", build_s=engine.build_s)
         return {
             "name": version.adapter,
@@ -146,6 +148,11 @@ class MergedVersions:
     async def close(self) -> None:
         if self._sweeping:
             await asyncio.wait(list(self._sweeping))
+
+    async def _servable(self, params: Mapping[str, Any]) -> Version:
+        version = await asyncio.to_thread(self._registry.resolve, params["name"], params["digest"])
+        _require_servable(version)
+        return version
 
     async def _merge(self, run: Run, version: Version, destination: Path) -> Mapping[str, Any]:
         params = run.job.params
@@ -196,6 +203,14 @@ class MergedVersions:
             yield
         finally:
             self._wanted[key] -= 1
+
+
+def _require_servable(version: Version) -> None:
+    if version.state not in (READY, MERGE_ONLY):
+        raise AdapterUnavailable(
+            f"adapter {version.ref} is {version.state}; only one that is ready, or merge only, can have an engine",
+            code=f"adapter_{version.state}",
+        )
 
 
 def _key(params: Mapping[str, Any]) -> str:

@@ -115,6 +115,22 @@ async def test_an_engine_that_does_not_start_is_the_jobs_error(built: World, mon
         await until(lambda: left(built) == set())
 
 
+async def test_a_version_that_goes_while_it_is_merged_gets_no_engine(built: World) -> None:
+    ingest(built, "a")
+    hold = built.settings.data_dir / "control" / "hold"
+    hold.parent.mkdir()
+    hold.touch()
+    async with built.running():
+        _, job = await ask(built, "PUT")
+        await until(lambda: left(built), JOB_S)
+        assert (await ask(built, "DELETE", "/v1/adapters/a"))[0] == 200
+        hold.unlink()
+        ended = await built.services.runner.ended(job["id"], JOB_S)
+        assert ended.error is not None
+        assert (ended.state, ended.error["code"]) == ("failed", "not_found")
+        assert (built.merged, built.services.merged.snapshot()) == ([], {})
+
+
 async def test_what_the_merge_refuses_is_the_jobs_error(built: World) -> None:
     ingest(built, "a")
     version = built.services.registry.resolve("a", "1")
