@@ -1,4 +1,4 @@
-"""The table of the merged engine's load test, from figures known by hand. The measurement itself needs three engines."""
+"""The table of the merged engine's load test, of figures known by hand. The measurement itself needs three engines."""
 
 from __future__ import annotations
 
