@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 State = Literal["waiting", "building", "warming", "ready", "rebuilding", "failed", "draining"]
 MOST_FAILURES = 3
 WARMING_WORDS = (8, 64, 400)
-"""Lengths of prompts; each is asked twice at once, so that kernels for one row, for few and for many are compiled."""
+"""Lengths of prompts, as far as the model takes them; each is asked twice at once, so that kernels for one row, for few
+and for many are compiled."""
 WATCH_S = 0.1
 
 
@@ -254,7 +255,8 @@ async def warm(engine: Engine) -> None:
     """It must generate; and whatever is compiled at the first steps of a kind is compiled now, not under a request."""
     await prove(engine)
     for words in WARMING_WORDS:
-        await asyncio.gather(*(_ask(engine, words) for _ in range(2)))
+        fitting = min(words, engine.info.max_model_len // 4)
+        await asyncio.gather(*(_ask(engine, fitting) for _ in range(2)))
 
 
 async def _ask(engine: Engine, words: int) -> None:

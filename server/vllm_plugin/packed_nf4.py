@@ -8,6 +8,9 @@ up) as one, and the loaded copy is let go.
 A layer is tried before it is used: on random rows it must agree with the dequantised weight up to bf16 rounding. One
 that cannot be laid out, or that is computed wrongly, stays as it was loaded, and so does every layer on a processor
 without the instructions.
+
+A compiled model without LoRA (a merged one) is traced down to these layers. A kernel that is called by its address
+cannot be: there it is an operator, which is given a layer's place in a list.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+_packed: list[PackedWeight] = []
+"""Every packed weight of this process, for the operator: it takes numbers and tensors only."""
 
 INTERLEAVED = 32
 """Rows of the weight that the kernel's layout holds side by side."""
@@ -144,7 +150,9 @@ def process_weights_after_loading(stock: Callable[..., None]) -> Callable[..., N
         if not is_right(packed, layer.weight.data, ordered):
             log.warning("bitsandbytes' packed kernel is wrong for a layer, which stays slow: %s", layer)
             return
-        layer.packed_nf4 = packed
+        operators()
+        layer.packed_nf4, layer.packed_place = packed, len(_packed)
+        _packed.append(packed)
         layer.weight.data = torch.empty(0, 1, dtype=torch.uint8)
         layer.weight.bnb_quant_state = {}
 
@@ -158,11 +166,27 @@ def apply_4bit_weight(stock: Callable[..., Any]) -> Callable[..., Any]:
             return stock(self, layer, x, bias)
         import torch
 
-        product = packed @ x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        if torch.compiler.is_compiling():
+            product = torch.ops.loraplex_nf4.product(rows, layer.packed_place, packed.codes.shape[0])
+        else:
+            product = packed @ rows
         product = product.to(x.dtype).view(*x.shape[:-1], -1)
         return product if bias is None else product.add_(bias)
 
     return apply_4bit_weight
+
+
+@cache
+def operators() -> Any:
+    """Register `loraplex_nf4::product`. It lives as long as the library returned."""
+    import torch
+
+    library = torch.library.Library("loraplex_nf4", "DEF")
+    library.define("product(Tensor rows, int place, int out) -> Tensor")
+    library.impl("product", lambda rows, place, _: _packed[place] @ rows, "CPU")
+    library._register_fake("product", lambda rows, _, out: rows.new_empty((rows.shape[0], out)))
+    return library
 
 
 def _scales(state: Any) -> torch.Tensor:

@@ -80,7 +80,8 @@ def test_promoted_killed_under_a_stream_rebuilt_and_fallen_back_from(beside: Liv
         assert f'vllm:generation_tokens_total{{engine="0",model_name="{beside.base.name}"}}' in page
         assert page.count("# TYPE vllm:generation_tokens_total ") == 1
 
-        assert asyncio.run(streams_under_a_kill(beside)) == texts(before), "whoever tells them, they are the same"
+        told = asyncio.run(answers_under_a_kill(beside))
+        assert told == [*texts(before), before[0][1]], "whoever tells them, they are the same"
         assert 'loraplex_merged_rescues_total{adapter="pirate",outcome="continued"}' in client.get("/metrics").text
         assert 'loraplex_merged_rescues_total{adapter="pirate",outcome="failed"}' not in client.get("/metrics").text
         assert client.get("/readyz").status_code == 200
@@ -96,8 +97,8 @@ def texts(answers: list[tuple[str, str]]) -> list[str]:
     return [text for _, text in answers]
 
 
-async def streams_under_a_kill(live: Live) -> list[str]:
-    """Three at once; the younger engine gets SIGKILL in the middle of them."""
+async def answers_under_a_kill(live: Live) -> list[str]:
+    """Three streams and a whole answer at once; the younger engine gets SIGKILL in the middle of them."""
     begun = asyncio.Event()
     async with live.async_client() as client:
 
@@ -119,7 +120,12 @@ async def streams_under_a_kill(live: Live) -> list[str]:
             assert len(ids) == 1
             return text
 
-        answering = [asyncio.create_task(one(question)) for question in QUESTIONS]
+        async def whole() -> str:
+            response = await client.post("/v1/chat/completions", json=body(QUESTIONS[0]))
+            assert response.status_code == 200, response.text
+            return str(response.json()["choices"][0]["message"]["content"])
+
+        answering = [asyncio.create_task(each) for each in [*(one(question) for question in QUESTIONS), whole()]]
         await begun.wait()
         engines(live)[-1].kill()
         return list(await asyncio.gather(*answering))

@@ -151,3 +151,15 @@ def test_without_the_instructions_nothing_changes(monkeypatch: pytest.MonkeyPatc
     finish(made)
     assert made.weight.numel() == 32 * 32
     assert apply(made, draw(1, 64)) == "stock"
+
+
+@with_kernel
+def test_a_compiled_layer_multiplies_as_ever_and_is_not_looked_into() -> None:
+    first, second = loaded((64, 32), 128), loaded((32,), 128)
+    for made in (first, second):
+        finish(made)
+    x = draw(3, 128, seed=5).bfloat16()
+    compiled = torch.compile(
+        lambda rows: apply(first, rows)[:, :32] + apply(second, rows), fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(compiled(x), apply(first, x)[:, :32] + apply(second, x), atol=0, rtol=0)
