@@ -18,6 +18,7 @@ from adapters.file_store import FileStore
 from adapters.ingest import Ingest
 from adapters.job_records import Job
 from adapters.jobs import Jobs
+from adapters.promotions import Promotions
 from adapters.registry import Registry
 from adapters.sources.address import Policy
 from adapters.storage import open_store
@@ -39,6 +40,7 @@ from server.fetches import Fetches
 from server.fine_tuning import KIND as FINE_TUNE
 from server.fine_tuning import FineTuning
 from server.generate import Generator
+from server.identity import server_identity
 from server.intake import KIND as FETCH
 from server.intake import Intake
 from server.jobs import JobRunner, Kind
@@ -51,6 +53,8 @@ from server.merges import KIND as MERGE
 from server.merges import Merges
 from server.merging import Merging
 from server.probe import Probe
+from server.promotion import Promoter
+from server.promotion_ledger import Ledger
 from server.residency import Residency
 from server.resolve import Resolver
 from server.routes import (
@@ -67,6 +71,7 @@ from server.routes import (
     merges,
     models,
     operations,
+    promotions,
     upkeep,
     uploads,
     versions,
@@ -76,9 +81,12 @@ from server.services import Services
 from server.settings import Settings
 from server.shadow import Shadows
 from server.telemetry import Telemetry
+from server.traffic import Traffic
 from server.upkeep import Upkeep
 from server.ways import Ways
 
+PROMOTER = "promotion"
+"""Who asks for an engine where no person does, in the list of jobs."""
 MakeMerged = Callable[[str, Path], Engine]
 """Makes an engine for merged weights: the name of the version, and where they lie."""
 
@@ -114,6 +122,7 @@ def create_app(
         data_files,
         fine_tuning_jobs,
         merged,
+        promotions,
         merges,
         exports,
         jobs,
@@ -149,7 +158,8 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     fetches = Fetches(store)
     ways = Ways(pool, merged, resolver, fetches, turns, residency, telemetry)
     shadows = Shadows(registry, pool, resolver, fetches, turns, residency, running, lifecycle, telemetry)
-    generator = Generator(ways, resolver, running, lifecycle, shadows, telemetry, settings.max_request_bytes)
+    traffic = Traffic(settings.promotion_window_s)
+    generator = Generator(ways, resolver, running, lifecycle, shadows, telemetry, traffic, settings.max_request_bytes)
     upkeep = Upkeep(store, registry, ingest, residency, lifecycle)
     probe = Probe(pool, turns, residency) if settings.probe_uploads else None
     admission = Admission(registry, ingest, fetches, lifecycle, probe)
@@ -176,6 +186,16 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     merged_versions = MergedVersions(queue, registry, merging, merged, base, settings)
     kinds[MERGED_ENGINE] = Kind(merged_versions.work, at_once=1)
     runner = JobRunner(queue, kinds, job_ended)
+    stories = Promotions(registry.database, server_identity(settings.data_dir))
+    promoter = Promoter(
+        settings,
+        traffic,
+        Ledger(stories, registry, telemetry),
+        merged,
+        queue,
+        begin=lambda version: merged_versions.ask(version, "served", PROMOTER),
+        room=lambda: merged.require_room("", memory_plan.plan_of_merge(base, settings)),
+    )
     return Services(
         settings,
         base,
@@ -195,6 +215,8 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         pool,
         merged,
         merged_versions,
+        stories,
+        promoter,
         turns,
         residency,
         lifecycle,
@@ -287,10 +309,12 @@ async def _running(services: Services) -> AsyncIterator[None]:
     await services.shadows.reload()
     await services.lifecycle.resume()
     await services.admission.resume()
+    await services.promoter.open()
     services.runner.open()
     try:
         yield
     finally:
+        await services.promoter.close()
         await services.shadows.close()
         await services.runner.close()
         await services.admission.close()

@@ -37,10 +37,14 @@ from server.resolve import Resolver, Target
 from server.running import Running, Use
 from server.shadow import Shadows
 from server.telemetry import Telemetry
+from server.traffic import Traffic
 from server.ways import Place, Way, Ways, line_of
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+TIMED_TOKENS = 4
+"""Of a shorter answer the time from token to token says little."""
 
 
 @dataclass
@@ -52,6 +56,8 @@ class Ask:
     target: Target
     attempt: AsyncExitStack
     """What the place where it runs has lent it."""
+    way: Way = "base"
+    """The one that it took last."""
     stats: list[Stats] = field(default_factory=list)
     """Of every engine that worked on it."""
 
@@ -71,6 +77,7 @@ class Generator:
         lifecycle: Lifecycle,
         shadows: Shadows,
         telemetry: Telemetry,
+        traffic: Traffic,
         max_request_bytes: int,
     ) -> None:
         self._ways = ways
@@ -79,6 +86,7 @@ class Generator:
         self._lifecycle = lifecycle
         self._shadows = shadows
         self._telemetry = telemetry
+        self._traffic = traffic
         self._max_request_bytes = max_request_bytes
 
     async def answer(self, endpoint: Endpoint, request: Request, key: str | None = None) -> Response:
@@ -139,6 +147,7 @@ class Generator:
         if answer.status >= 500 and place.way == "merged":
             await place.engine.check_health()
         ask.stats.append(answer.stats)
+        ask.way = place.way
         ask.attempt.callback(lambda: place.turn.charge(answer.stats.prompt_tokens, answer.stats.generated_tokens))
         return answer
 
@@ -188,11 +197,27 @@ class Generator:
 
     async def _record(self, ask: Ask, status: int) -> None:
         self._count(ask, status)
+        self._note(ask)
         if any(stats.corrupted for stats in ask.stats):
             await self._corrupted(CorruptedOutput("NaN logits in a stream"), ask.target)
 
     def _count(self, ask: Ask, status: int) -> None:
         self._telemetry.request(self._adapter(ask.target), ask.endpoint, status, Stats.total(ask.stats))
+
+    def _note(self, ask: Ask) -> None:
+        """Who was asked, and how fast that way was: of one answer by one engine, long enough to be timed."""
+        total, version = Stats.total(ask.stats), ask.target.version
+        tpot_s = None
+        if len(ask.stats) == 1 and ask.seats == 1 and total.generated_tokens >= TIMED_TOKENS:
+            tpot_s = ask.stats[0].decode_s / (total.generated_tokens - 1) or None  # 0: it was not told to its end
+        self._traffic.ended(
+            None if version is None else version.ref,
+            ask.way,
+            tokens=total.prompt_tokens + total.generated_tokens,
+            ttft_s=total.ttft_s,
+            tpot_s=tpot_s,
+            load=self._running.count,
+        )
 
     def _adapter(self, target: Target) -> str:
         return target.version.adapter if target.version else self._resolver.base_name

@@ -41,7 +41,7 @@ class Rules:
     worth: float = 2.0
     """How many times the tokens of another a version must have to take its place: a rebuild is not free."""
     least_speedup: float = 1.05
-    """A measured gain that is less is not worth an engine."""
+    """What was measured as less is not worth an engine."""
     longest_rest_s: float = 86_400.0
 
     def rest_s(self, failures: int) -> float:

@@ -75,15 +75,19 @@ class Use:
 class Running:
     def __init__(self) -> None:
         self._uses: dict[str | None, set[Use]] = {}
+        self.count = 0
+        """Of all together."""
 
     @contextmanager
     def entered(self, name: str | None, *, has_client: bool = True) -> Iterator[Use]:
         """None: the base model, which nobody cuts."""
         use = Use(name, has_client)
         self._uses.setdefault(name, set()).add(use)
+        self.count += 1
         try:
             yield use
         finally:
+            self.count -= 1
             self._uses[name].discard(use)
             if not self._uses[name]:
                 del self._uses[name]

@@ -11,6 +11,7 @@ from adapters.base import BaseModel
 from adapters.file_store import FileStore
 from adapters.ingest import Ingest
 from adapters.jobs import Jobs
+from adapters.promotions import Promotions
 from adapters.registry import Registry
 from adapters.store import Store
 from server.admission import Admission
@@ -27,6 +28,7 @@ from server.lifecycle import Lifecycle
 from server.merged_versions import MergedVersions
 from server.merges import Merges
 from server.merging import Merging
+from server.promotion import Promoter
 from server.residency import Residency
 from server.settings import Settings
 from server.shadow import Shadows
@@ -54,6 +56,8 @@ class Services:
     pool: EnginePool
     merged: MergedEngines
     merged_versions: MergedVersions
+    promotions: Promotions
+    promoter: Promoter
     turns: Turns
     residency: Residency
     lifecycle: Lifecycle

@@ -129,6 +129,26 @@ class Settings(BaseSettings):
     memory_reserve_bytes: int = Field(default=1 << 30, ge=0)
     """What must stay free, on the machine or on the GPU, when such an engine has been built; else it is refused."""
 
+    promotion: Literal["off", "advise", "auto"] = "advise"
+    """Whether versions that most requests are for get an engine of merged weights by themselves: `auto`; or whether it
+    is only said which ones deserve one and why, under `/v1/promotions`: `advise`."""
+    promotion_share: float = Field(default=0.3, gt=0, le=1)
+    """Share of all tokens from which a version deserves such an engine. It loses it below half of that."""
+    promotion_tokens_per_minute: float = Field(default=1000.0, ge=0)
+    """And how many tokens it must have, of prompts and answers."""
+    promotion_window_s: float = Field(default=300.0, ge=1)
+    """Over how long shares are counted. A version must deserve its engine for a fifth of that, and not for the whole
+    of it before it loses it."""
+    promotion_min_life_s: float = Field(default=900.0, ge=0)
+    """How long an engine that was built by itself stays at least."""
+    promotion_cool_down_s: float = Field(default=900.0, ge=0)
+    """How long a version rests whose promotion failed or was rolled back; twice as long after each further time."""
+    promotion_speedup: float = Field(default=1.05, ge=0)
+    """How many times as fast as by LoRA, from token to token, such an engine must be: one that was measured and is not
+    is taken back, and none is built where that is known."""
+    promotion_requests: int = Field(default=50, ge=5)
+    """How many requests are measured after a switch before it is kept or rolled back."""
+
     keep_versions: int | None = Field(default=None, ge=1)
     """How many of an adapter's newest versions stay when another is uploaded; by default all. What an alias, a shadow,
     a rollback, a job or a request needs stays in any case."""

@@ -69,6 +69,9 @@ class Telemetry:
             registry=self._registry,
         )
 
+        self._promotions = Counter(
+            "loraplex_promotions", "What became of promotions", ["outcome"], registry=self._registry
+        )
         self._jobs = Counter("loraplex_jobs", "Jobs that ended here", ["kind", "state"], **named)  # type: ignore[arg-type]
 
     def job_ended(self, job: Job) -> None:
@@ -90,6 +93,10 @@ class Telemetry:
     def rescued(self, adapter: str, outcome: str) -> None:
         """Record what became of a request whose merged engine died: asked again, continued or failed."""
         self._rescued.labels(self._labels.of(adapter), outcome).inc()
+
+    def promotion(self, outcome: str) -> None:
+        """Record what became of one: `kept`, or the state of its story."""
+        self._promotions.labels(outcome).inc()
 
     def waited(self, adapter: str, seconds: float) -> None:
         """Record how long a request stood in line before it went to the engine."""

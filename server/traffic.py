@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 BUCKETS = 30
 """Of a window."""
 MOST_VERSIONS = 256
+"""That are kept; up to twice as many are until it is looked who is asked least."""
 MOST_SAMPLES = 200
 """Of one version and way."""
 
@@ -68,6 +69,15 @@ class _Window:
             self.requests -= requests
 
 
+class _Version:
+    __slots__ = ("samples", "window")
+
+    def __init__(self) -> None:
+        self.window = _Window()
+        self.samples: dict[str, deque[Sample]] = {}
+        """By way."""
+
+
 class Traffic:
     """Versions by their `name@number`; None is the base."""
 
@@ -76,8 +86,8 @@ class Traffic:
         self._most = most
         self._clock = clock
         self._all = _Window()
-        self._versions: dict[str, _Window] = {}
-        self._samples: dict[tuple[str | None, str], deque[Sample]] = {}
+        self._base = _Version()
+        self._versions: dict[str, _Version] = {}
 
     def ended(
         self,
@@ -93,47 +103,46 @@ class Traffic:
         now = self._clock()
         bucket = self._bucket(now)
         self._all.add(bucket, tokens)
-        if ref is not None:
-            window = self._versions.get(ref)
-            if window is None:
-                window = self._enter(ref, bucket)
-            window.add(bucket, tokens)
+        version = self._base if ref is None else self._versions.get(ref) or self._enter(ref, bucket)
+        version.window.add(bucket, tokens)
         if ttft_s is not None:
-            samples = self._samples.get((ref, way))
+            samples = version.samples.get(way)
             if samples is None:
-                samples = self._samples[ref, way] = deque(maxlen=MOST_SAMPLES)
+                samples = version.samples[way] = deque(maxlen=MOST_SAMPLES)
             samples.append(Sample(now, ttft_s, tpot_s, load))
 
     def asked(self) -> dict[str, Asked]:
         """Only versions that were."""
         until = self._bucket(self._clock()) - BUCKETS
-        for window in (self._all, *self._versions.values()):
+        windows = {ref: version.window for ref, version in self._versions.items()}
+        for window in (self._all, *windows.values()):
             window.forget(until)
         whole = max(1, self._all.tokens)
         return {
             ref: Asked(60 * window.tokens / self.window_s, window.tokens / whole, window.requests)
-            for ref, window in self._versions.items()
+            for ref, window in windows.items()
             if window.requests
         }
 
-    def samples(self, ref: str | None, way: str, since: float = 0.0) -> Sequence[Sample]:
+    def samples(self, ref: str | None, way: str, since: float = 0.0) -> list[Sample]:
         """The oldest first, at most the last `MOST_SAMPLES`."""
-        return [sample for sample in self._samples.get((ref, way), ()) if sample.at >= since]
+        version = self._base if ref is None else self._versions.get(ref)
+        return [] if version is None else [each for each in version.samples.get(way, ()) if each.at >= since]
 
-    def samples_of(self, way: str, since: float = 0.0) -> Mapping[str | None, Sequence[Sample]]:
-        """Whoever was answered by it."""
-        return {ref: found for ref, of in self._samples if of == way and (found := self.samples(ref, way, since))}
+    def samples_of(self, way: str) -> list[Sample]:
+        """Of whichever version was answered by it."""
+        return [sample for version in self._versions.values() for sample in version.samples.get(way, ())]
 
     def _bucket(self, now: float) -> int:
         return int(now * BUCKETS / self.window_s)
 
-    def _enter(self, ref: str, bucket: int) -> _Window:
-        if len(self._versions) >= self._most:
-            for window in self._versions.values():
-                window.forget(bucket - BUCKETS)
-            least = min(self._versions, key=lambda each: self._versions[each].tokens)
-            del self._versions[least]
-            for key in [key for key in self._samples if key[0] == least]:
-                del self._samples[key]
-        self._versions[ref] = _Window()
-        return self._versions[ref]
+    def _enter(self, ref: str, bucket: int) -> _Version:
+        """Many are forgotten at once, and seldom: looking for the least at each newcomer would cost more than all
+        else."""
+        if len(self._versions) >= 2 * self._most:
+            for version in self._versions.values():
+                version.window.forget(bucket - BUCKETS)
+            by_tokens = sorted(self._versions.items(), key=lambda each: -each[1].window.tokens)
+            self._versions = dict(by_tokens[: self._most])
+        version = self._versions[ref] = _Version()
+        return version

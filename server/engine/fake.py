@@ -146,6 +146,7 @@ class FakeEngine:
             stats.generated_tokens += 1
             stats.generated_ids += _ids([word])
             yield word
+        stats.decode_s = time.perf_counter() - started - (stats.ttft_s or 0.0)
 
     async def _stream(self, generation: Generation, words: list[str], stats: Stats) -> AsyncIterator[str]:
         try:

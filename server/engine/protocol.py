@@ -56,6 +56,8 @@ class Stats:
     prompt_ids: list[int] = field(default_factory=list)
     """The prompt's tokens, and those that were generated; mixed where a request has several prompts or choices."""
     generated_ids: list[int] = field(default_factory=list)
+    decode_s: float = 0.0
+    """From the first token to the last."""
 
     @classmethod
     def total(cls, several: Sequence[Stats]) -> Stats:

@@ -29,6 +29,8 @@ PUBLISHING = {
     ("GET", "/v1/jobs/{job_id}"),
     ("GET", "/v1/jobs/{job_id}/events"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
+    ("GET", "/v1/promotions"),
+    ("GET", "/v1/promotions/{promotion_id}"),
 }
 OPERATING = {
     ("GET", "/metrics"),
