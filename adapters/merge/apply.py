@@ -87,12 +87,13 @@ def _told(plan: MergePlan, shard: str, progress: Progress) -> Iterator[tuple[str
 def _merged(plan: MergePlan, planned: PlannedTensor, dtype: str) -> torch.Tensor:
     import torch
 
+    path, span = plan.weights.spans[planned.origin]
     if planned.operation is None and not planned.decoded:
-        path, span = plan.weights.spans[planned.origin]
         kept = read_tensor(path, span)
         return kept if span.dtype == dtype else _rounded(planned.name, kept, dtype)
     with torch.no_grad():
-        weight = torch.from_numpy(plan.weights.values(planned.origin))
+        decoded = planned.decoded
+        weight = torch.from_numpy(plan.weights.values(planned.origin)) if decoded else read_tensor(path, span).float()
         if planned.operation is not None:
             weight = planned.operation.compute(weight)
         return _rounded(planned.name, weight, dtype)

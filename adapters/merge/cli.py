@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from adapters.merge.plan import DTYPES, MergePlan, plan_merge
 from adapters.merge.report import FidelityReport
 from adapters.merge.report_table import show
 from adapters.merge.verify import check_of
+from adapters.train.allocator import map_large_tensors
 
 EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
     (InvalidAdapter, 3, "an adapter is not what it should be, or of another base"),
@@ -45,6 +47,8 @@ DENSE_RANK = 128
 def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in adapters/train/cli.py
     arguments = parse(argv)
+    map_large_tensors()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # an optional kernel is missing: no matter
     console = Console(stderr=True)
     try:
         execute(arguments, console)

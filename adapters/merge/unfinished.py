@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,10 @@ class Work:
         self.path = path
         self._plan = plan
         found = _read(path / STATE)
-        if found.get("plan") != plan:
-            _clear(path)
-            found = {}
-        shards = found.get("shards", {})
+        shards = found.get("shards", {}) if found.get("plan") == plan else {}
         self.shards = {name: hexed for name, hexed in shards.items() if _is(path / name, hexed)}
         """Finished ones: name → `sha256` hex."""
+        _clear(path, {*self.shards, STATE} if self.shards else set())
 
     def done(self, shard: str, hexed: str) -> None:
         """It is on the disk already: a crash before this line costs the shard, one after it does not."""
@@ -59,8 +57,8 @@ def unfinished(destination: Path, plan: str) -> Iterator[Work]:
         except AdapterError:
             shutil.rmtree(path)
             raise
+        settle(path)  # takes as long as the disk does; what is done stays known meanwhile
         (path / STATE).unlink(missing_ok=True)
-        settle(path)
         if destination.is_dir():
             destination.rmdir()  # an empty one; anything else was refused before
         path.rename(destination)
@@ -88,9 +86,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, kept: Collection[str]) -> None:
     for each in path.iterdir():
-        shutil.rmtree(each) if each.is_dir() else each.unlink()
+        if each.is_dir():
+            shutil.rmtree(each)
+        elif each.name not in kept:
+            each.unlink()
 
 
 def _is(path: Path, hexed: str) -> bool:
