@@ -37,15 +37,15 @@ def is_there(place: Path) -> bool:
     return (place / CONFIG).is_file()  # directories appear whole
 
 
-def prequantize(base: BaseModel, destination: Path) -> None:
-    """Write the linear layers of `base` in NF4 and all else as it is. Raises OSError.
+def prequantize(base: BaseModel, destination: Path, *, quiet: bool = False) -> None:
+    """Write the linear layers of `base` in NF4 and all else as it is. Raises OSError. `quiet`: without a bar.
 
     Ask `can_be_prequantized` first. In a process of its own (`python -m adapters.prequantized`) it leaves no memory
     behind: the largest shard and what it becomes are held at once.
     """
     with staged(destination) as staging:
         _copy_small_files(base.path, staging)
-        _quantise_shards(base, staging)
+        _quantise_shards(base, staging, quiet)
         _write_config(base.path, staging)
 
 
@@ -59,14 +59,15 @@ def can_be_prequantized(base: BaseModel) -> bool:
     )
 
 
-def _quantise_shards(base: BaseModel, staging: Path) -> None:
+def _quantise_shards(base: BaseModel, staging: Path, quiet: bool) -> None:
     from safetensors.torch import save_file
 
     weights = {module + WEIGHT for module in base.modules}
     shards = shards_of(base.path)
     weight_map: dict[str, str] = {}
     written = 0
-    for shard in track(shards, "base: to NF4, once", console=Console(file=sys.stderr), transient=True):
+    console = Console(file=sys.stderr)
+    for shard in track(shards, "base: to NF4, once", console=console, transient=True, disable=quiet):
         tensors = dict(_quantised(shard, weights))
         save_file(tensors, staging / shard.name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard.name)

@@ -19,6 +19,7 @@ USAGE = """usage: loraplex <command> [options]
   train    make an adapter                                 loraplex train --help
   merge    an adapter and its base into one model          loraplex merge --help
   fidelity what such a merge would keep of the adapter     loraplex fidelity --help
+  export   such a model as other programs load it: GGUF, … loraplex export --help
   adapters push, list, pull, promote, roll back, gc, …     loraplex adapters --help
   jobs     what a server fetches in the background         loraplex jobs --help
   keys     make an API key                                 loraplex keys new --help
@@ -27,13 +28,14 @@ USAGE = """usage: loraplex <command> [options]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 wrongly called or configured (train, merge, fidelity: see --help)."""
+    """Exit code: 0 done, 1 failed, 2 wrongly called or configured (train, merge, fidelity, export: see --help)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "serve": serve,
         "train": train,
         "merge": merge,
         "fidelity": fidelity,
+        "export": export,
         "adapters": adapters,
         "jobs": jobs,
         "keys": keys,
@@ -106,6 +108,12 @@ def fidelity(argv: list[str]) -> int:
     from adapters.merge.fidelity_cli import main as fidelity_main
 
     return fidelity_main(argv)
+
+
+def export(argv: list[str]) -> int:
+    from adapters.merge.export.cli import main as export_main
+
+    return export_main(argv)
 
 
 def adapters(argv: list[str]) -> int:

@@ -18,6 +18,8 @@ from adapters.merge.plan import MergePlan
 from adapters.upload import README, TOKENIZER_FILES
 
 RECORD = "loraplex-merge.json"
+EXPORT_RECORD = "loraplex-export.json"
+"""Of adapters/merge/export."""
 SUMS = "SHA256SUMS"
 SMALL = (".json", ".jinja", ".model", ".txt")
 TEMPLATE = "chat_template.jinja"
@@ -121,22 +123,22 @@ def _config(plan: MergePlan) -> dict[str, Any]:
     found.pop("quantization_config", None)
     if not any(key in found for key in DTYPE_KEYS):
         found["dtype"] = plan.dtype
-    _set_dtype(found, plan.dtype)
+    set_dtype(found, plan.dtype)
     return found | plan.changes_config
 
 
-def _set_dtype(section: dict[str, Any], dtype: str) -> None:
+def set_dtype(section: dict[str, Any], dtype: str) -> None:
     """Also of the parts of a model that has several."""
     for key, value in section.items():
         if key in DTYPE_KEYS:
             section[key] = dtype
         elif isinstance(value, dict):
-            _set_dtype(value, dtype)
+            set_dtype(value, dtype)
 
 
 def _small_files(plan: MergePlan) -> dict[str, Path]:
     """Tokenizer and template as the adapter brings them (`plan` compared them), else the base's."""
-    skipped = (CONFIG, INDEX, RECORD)
+    skipped = (CONFIG, INDEX, RECORD, EXPORT_RECORD)
     found = {path.name: path for path in plan.base.path.iterdir() if path.is_file() and path.suffix in SMALL}
     found = {name: path for name, path in found.items() if name not in skipped}
     own = {name: plan.adapter / name for name in TOKENIZER_FILES if (plan.adapter / name).is_file()}

@@ -15,6 +15,7 @@ from adapters.errors import NotExportable
 from adapters.merge.export.gguf_decoder import Decoder, read_decoder, write_hyperparameters
 from adapters.merge.export.gguf_file import GgufTensor, OutType, Progress, type_for, write_gguf
 from adapters.merge.export.gguf_vocabulary import Vocabulary, read_vocabulary, write_vocabulary
+from adapters.merge.export.origin import Origin, describe
 from adapters.tensor_values import Matrix
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ class GgufPlan:
     decoder: Decoder
     vocabulary: Vocabulary
     tensors: tuple[GgufTensor, ...]
-    about: Mapping[str, str]
-    """Further metadata, by key."""
+    origin: Origin
 
     @property
     def size_bytes(self) -> int:
@@ -50,11 +50,11 @@ class GgufPlan:
         return (*self.decoder.notes, *self.vocabulary.notes, *rows)
 
 
-def plan_gguf(model: BaseModel, outtype: OutType, about: Mapping[str, str]) -> GgufPlan:
+def plan_gguf(model: BaseModel, outtype: OutType, origin: Origin) -> GgufPlan:
     """Raises NotExportable; reads headers, the configuration and the tokenizer."""
     decoder = read_decoder(model.path)
     tensors = tuple(_tensors(BaseWeights(model), decoder, outtype))
-    return GgufPlan(outtype, decoder, read_vocabulary(model.path, decoder.vocabulary), tensors, about)
+    return GgufPlan(outtype, decoder, read_vocabulary(model.path, decoder.vocabulary), tensors, origin)
 
 
 def write_model(plan: GgufPlan, path: Path, progress: Progress = lambda name, size: None) -> None:
@@ -65,8 +65,7 @@ def _describe(plan: GgufPlan, writer: GGUFWriter) -> None:
     from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType, size_label
 
     writer.add_type(GGUFType.MODEL)
-    for key, value in plan.about.items():
-        writer.add_string(key, value)
+    describe(writer, plan.origin)
     writer.add_size_label(size_label(plan.parameters, 0, 0, 0))
     write_hyperparameters(writer, plan.decoder)
     write_vocabulary(writer, plan.vocabulary)

@@ -1,4 +1,4 @@
-"""What llama.cpp computes with a GGUF file: tokens, log-probabilities, greedy answers. Asked over loopback.
+"""What llama.cpp computes with a GGUF file: tokens, log-probabilities, greedy answers. A Reader, asked over loopback.
 
 It knows nothing of how the file was made.
 """
@@ -43,11 +43,11 @@ class LlamaCpp:
     def __init__(self, http: httpx.Client, vocabulary: int) -> None:
         self._http = http
         self._vocabulary = vocabulary
-        self._plain = self.tokens("a", special=False)[-1]
+        self._plain = self.tokens("a")[-1]
 
-    def tokens(self, text: str, *, special: bool = True) -> list[int]:
-        """`special`: names of special tokens in the text are those tokens, and what begins every text is added."""
-        asked = {"content": text, "add_special": special, "parse_special": special}
+    def tokens(self, text: str) -> list[int]:
+        """Names of special tokens in the text are those tokens; what begins every text is added."""
+        asked = {"content": text, "add_special": True, "parse_special": True}
         return [int(token) for token in self._post("/tokenize", asked)["tokens"]]
 
     def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -63,6 +63,9 @@ class LlamaCpp:
         row = np.full(self._vocabulary, np.nan, np.float32)
         row[[each["id"] for each in found]] = [each["logprob"] for each in found]
         return row
+
+    def rows(self, tokens: Sequence[int], places: Sequence[int]) -> Matrix:
+        return np.stack([self.log_probabilities(tokens[:place]) for place in places])
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
         """Without the token that ends the answer."""

@@ -16,6 +16,7 @@ from adapters.errors import NotTheSame
 from adapters.merge.export import llama_cpp
 from adapters.merge.export.gguf_model import plan_gguf, write_model
 from adapters.merge.export.gguf_splitting import LLAMA3, QWEN2, TEKKEN
+from adapters.merge.export.origin import Origin
 from adapters.merge.export.parity import compare
 from tests.adapters.merge.export.tiny import LINES, TEMPLATE, VOCABULARY, save_model, save_sentencepiece, save_tokenizer
 
@@ -54,7 +55,7 @@ TEXTS = [
 
 def gguf_of(model: Path) -> Path:
     path = model / "model.gguf"
-    write_model(plan_gguf(BaseModel.read(model), "f32", {"general.name": "tiny"}), path)
+    write_model(plan_gguf(BaseModel.read(model), "f32", Origin("tiny")), path)
     return path
 
 
@@ -97,7 +98,7 @@ def check_tokens(model: Path, pre: str, texts: list[str]) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    assert plan_gguf(BaseModel.read(model), "f32", {}).vocabulary.pre == pre
+    assert plan_gguf(BaseModel.read(model), "f32", Origin("tiny")).vocabulary.pre == pre
     with llama_cpp.loaded(gguf_of(model), VOCABULARY) as export:
         assert [export.tokens(text) for text in texts] == [tokenizer(text).input_ids for text in texts]
 

@@ -18,6 +18,7 @@ from adapters.errors import NotExportable
 from adapters.merge.export.gguf_decoder import read_decoder
 from adapters.merge.export.gguf_file import GgufTensor, OutType, type_for, write_gguf
 from adapters.merge.export.gguf_model import plan_gguf, write_model
+from adapters.merge.export.origin import Origin
 from tests.adapters.merge.export.tiny import VOCABULARY, save_model, save_tokenizer
 
 
@@ -27,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(model: Path, path: Path, outtype: OutType = "f32") -> GGUFReader:
-    write_model(plan_gguf(BaseModel.read(model), outtype, {"general.name": "tiny"}), path)
+    write_model(plan_gguf(BaseModel.read(model), outtype, Origin("tiny")), path)
     return GGUFReader(path)
 
 
@@ -90,7 +91,7 @@ def test_rows_without_a_token_get_a_name_and_are_never_used(model: Path, tmp_pat
 def test_every_end_of_an_answer_that_transformers_knows_ends_it(model: Path, tmp_path: Path) -> None:
     copy = changed(model, tmp_path / "copy")
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 4, 3, 0]}))
-    plan = plan_gguf(BaseModel.read(copy), "f16", {})
+    plan = plan_gguf(BaseModel.read(copy), "f16", Origin("tiny"))
     assert plan.vocabulary.special == {"bos": 1, "eos": 4, "pad": 0, "eot": 2, "eom": 3}
     assert plan.notes == ("GGUF has no place for so many ends of an answer: [0] are left out",)
 
@@ -111,7 +112,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 ) -> None:
     copy = changed(model, tmp_path / "copy", **config)
     with pytest.raises(NotExportable, match=says) as refused:
-        plan_gguf(BaseModel.read(copy), "f16", {})
+        plan_gguf(BaseModel.read(copy), "f16", Origin("tiny"))
     assert refused.value.code == code
 
 
@@ -127,7 +128,7 @@ def test_a_packed_model_is_refused(model: Path, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     save_file(tensors | {name: tensors[name].char()}, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(NotExportable, match="give a model in 16 or 32 bits"):
-        plan_gguf(BaseModel.read(copy), "f16", {})
+        plan_gguf(BaseModel.read(copy), "f16", Origin("tiny"))
 
 
 def test_a_value_that_f16_cannot_hold_is_an_error_and_not_infinite(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_tokenizer_that_cuts_in_another_way_is_refused(tmp_path: Path) -> None
     )
     model = save_tokenizer(save_model(tmp_path), cut)
     with pytest.raises(NotExportable, match=r"Punctuation.*Known are gpt-2, llama-bpe, qwen2") as refused:
-        plan_gguf(BaseModel.read(model), "f16", {})
+        plan_gguf(BaseModel.read(model), "f16", Origin("tiny"))
     assert refused.value.code == "unknown_tokenizer"
 
 

@@ -10,6 +10,7 @@ from gguf import GGUFReader
 from adapters.base import BaseModel
 from adapters.demo_base import find_gguf
 from adapters.merge.export.gguf_model import plan_gguf, write_model
+from adapters.merge.export.origin import Origin
 
 OURS = {
     # what newer converters write, too, and what this file leaves to llama.cpp's defaults
@@ -29,7 +30,7 @@ DIFFERENT = {
 @pytest.fixture(scope="module")
 def both(demo_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[GGUFReader, GGUFReader]:
     path = tmp_path_factory.mktemp("gguf") / "demo.gguf"
-    write_model(plan_gguf(BaseModel.read(demo_base), "f16", {"general.name": "SmolLM2"}), path)
+    write_model(plan_gguf(BaseModel.read(demo_base), "f16", Origin("SmolLM2")), path)
     return GGUFReader(path), GGUFReader(find_gguf())
 
 

@@ -98,3 +98,20 @@ def save_sentencepiece(path: Path, *, prefix: bool = True) -> Path:
     document["added_tokens"] = document["added_tokens"][: len(SPECIAL)]
     _save(path, PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(document)), unk_token="<unk>"))
     return path
+
+
+def save_adapter(base: Path, path: Path, **options: Any) -> Path:
+    """A LoRA on every linear layer, both sides random."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False, **options)
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.mul_(0.6)
+    adapted.save_pretrained(path)
+    return path
