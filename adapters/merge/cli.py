@@ -119,15 +119,13 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
     base = BaseModel.read(arguments.base)
     if len(arguments.adapters) == 1:
         merge(arguments.adapters[0], base, arguments, console)
-    elif arguments.as_adapter:
-        made = _compose(arguments, base, arguments.out, arguments.rank or MAX_RANK, console)
-        console.print(f"{escape(str(arguments.out))}: {_in_words(made)}", soft_wrap=True)
-    else:
-        with TemporaryDirectory() as scratch:
-            together = Path(scratch) / "+".join(path.resolve().name for path in arguments.adapters)
-            dense = arguments.method.endswith("_svd")
-            made = _compose(arguments, base, together, DENSE_RANK if dense else None, console)
-            console.print(f"combined: {_in_words(made)}", soft_wrap=True)
+        return
+    with TemporaryDirectory() as scratch:
+        kept = arguments.as_adapter and not arguments.dry_run
+        together = Path(scratch) / "+".join(path.resolve().name for path in arguments.adapters)
+        made = _compose(arguments, base, arguments.out if kept else together, console)
+        console.print(f"combined: {_in_words(made)}", soft_wrap=True)
+        if not arguments.as_adapter:
             merge(together, base, arguments, console)
 
 
@@ -171,17 +169,16 @@ def table(plan: MergePlan) -> Table:
     return shown
 
 
-def _compose(
-    arguments: argparse.Namespace, base: BaseModel, destination: Path, rank: int | None, console: Console
-) -> Composition:
+def _compose(arguments: argparse.Namespace, base: BaseModel, destination: Path, console: Console) -> Composition:
     count = len(arguments.adapters)
+    merged_rank = DENSE_RANK if arguments.method.endswith("_svd") else None
     recipe = Recipe(
         method=arguments.method,
         weights=tuple(arguments.weights or [1 / count] * count),
         density=arguments.density,
         majority_sign_method=arguments.majority_sign,
         seed=arguments.seed,
-        rank=rank,
+        rank=(arguments.rank or MAX_RANK) if arguments.as_adapter else merged_rank,
     )
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("combining", total=None)

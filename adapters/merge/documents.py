@@ -15,7 +15,8 @@ import yaml
 from adapters.base import CONFIG, INDEX, SINGLE
 from adapters.checksums import sha256_of
 from adapters.merge.plan import MergePlan
-from adapters.upload import README, TOKENIZER_FILES
+from adapters.provenance import read_provenance
+from adapters.upload import PROVENANCE, README, TOKENIZER_FILES
 
 RECORD = "loraplex-merge.json"
 EXPORT_RECORD = "loraplex-export.json"
@@ -60,6 +61,7 @@ def record_of(plan: MergePlan) -> dict[str, Any]:
         "values": plan.choice.values,
         "reason": plan.choice.reason,
         "adapter": {"name": plan.adapter.resolve().name, "digest": plan.adapter_digest, "kind": plan.kind},
+        **_composition(plan),
         "dtype": plan.dtype,
         "kinds": dict(Counter(each.operation.kind for each in plan.planned if each.operation is not None)),
         "changed": [each.name for each in plan.changed],
@@ -68,6 +70,13 @@ def record_of(plan: MergePlan) -> dict[str, Any]:
         "notes": list(plan.notes),
         "versions": dict(_versions()),
     }
+
+
+def _composition(plan: MergePlan) -> dict[str, Any]:
+    """Of an adapter that was made of several: which, and how. It may have lived for this merge only."""
+    lineage = read_provenance(plan.adapter / PROVENANCE).lineage
+    told = {key: lineage[key] for key in ("parents", "composition", "composition_error") if key in lineage}
+    return {"composed": told} if "composition" in told else {}
 
 
 CARD = """\

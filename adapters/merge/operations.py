@@ -18,6 +18,7 @@ from adapters.convert.source import Source
 from adapters.errors import NotMergeable
 from adapters.merge.embeddings import split
 from adapters.merge.peft_layer import THROUGH_PEFT, multiplied
+from adapters.merge.tokens import Rows, split_tokens
 from adapters.merge.vera import drawn_again
 from adapters.peft_config import PROMPTING, require_known
 from adapters.refusals import refuse
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 ADDING = {"ADALORA": adalora, "LOHA": loha, "LOKR": lokr, "VERA": vera}
 BIAS = ".bias"
+TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,16 @@ def operations(source: Source) -> tuple[str, Operations]:
 
 
 def _lora(source: Source) -> tuple[str, Operations]:
-    ends = split(source)
+    rest, tokens = split_tokens(source)
+    ends = split(rest)
     done = dict(_added("lora", ends.changes))
-    if ends.changes and not ends.rest.spans:
-        require_known(source.config)
+    if tokens.keys() & done.keys():
+        raise NotMergeable("it has a LoRA on the embedding and trained tokens besides; train one of the two")
+    for name, rows in tokens.items():
+        why = f"rows of {len(rows.indices)} tokens are replaced"
+        done[name] = Operation(TOKENS, why, partial(_with_rows, source, rows))
+    if done and not ends.rest.spans:
+        require_known(rest.config)
         return "lora", done
     found = trained(ends.rest)
     done |= dict(_added(found.kind, found.changes))
@@ -122,6 +130,12 @@ def _replaced(source: Source, span: TensorSpan, _: torch.Tensor) -> torch.Tensor
 
     values: Matrix = source.values(span)
     return torch.from_numpy(values)
+
+
+def _with_rows(source: Source, rows: Rows, weight: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return weight.index_copy_(0, torch.tensor(rows.indices), torch.from_numpy(source.values(rows.span)))
 
 
 def _require_same_shape(source: Source, name: str, span: TensorSpan) -> None:

@@ -17,11 +17,11 @@ from typing import Any, Literal, get_args
 from adapters.base import PACKED_STATE, WEIGHT, BaseModel
 from adapters.base_weights import BaseWeights
 from adapters.convert.source import Source
-from adapters.errors import MergeError
+from adapters.errors import MergeError, NotMergeable
 from adapters.merge.bases import Asked, BaseChoice, Dequantized, choose_base, weights_of
 from adapters.merge.embeddings import Ends, unties, widened
 from adapters.merge.files import digest_of_adapter, prefix_of, require_same_base
-from adapters.merge.operations import Operation, Operations, operations
+from adapters.merge.operations import TOKENS, Operation, Operations, operations
 from adapters.safetensors_header import BITS
 from adapters.tokenizer_files import check_tokenizer
 
@@ -116,7 +116,8 @@ def plan_merge(
     source = Source.read(adapter, widened(base, weights), prefix, weights)
     kind, found = operations(source)
     planned = list(_planned(source, found, STORED[dtype]))
-    two = unties(source, found)
+    two = unties(source, [name for name, each in found.items() if each.kind != TOKENS])
+    _require_one_row(found, two)
     if two:
         planned += _untied(source, found, planned)
         notes.append(UNTIED)
@@ -138,6 +139,11 @@ def plan_merge(
 def _place(planned: PlannedTensor) -> tuple[str, int]:
     """Wider types first in a shard, so that each tensor begins where its type may."""
     return planned.shard, -BITS[planned.dtype]
+
+
+def _require_one_row(found: Operations, two: bool) -> None:
+    if two and any(each.kind == TOKENS for each in found.values()):
+        raise NotMergeable("it trains tokens and one of embedding and head, which are one here; train one of the two")
 
 
 def _untied(source: Source, found: Operations, planned: Sequence[PlannedTensor]) -> Iterator[PlannedTensor]:

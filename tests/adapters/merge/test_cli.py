@@ -42,6 +42,14 @@ def test_several_are_combined_on_the_way(words: list[str], tmp_path: Path) -> No
     assert load_file(tmp_path / "out/model.safetensors")[f"{Q}.weight"][0, 0] == 2
     record = json.loads((tmp_path / "out/loraplex-merge.json").read_text())
     assert record["adapter"]["name"] == "two+a"
+    assert record["composed"]["composition"]["weights"] == [0.5, 1.0]
+    assert len(record["composed"]["parents"]) == 2
+
+
+def test_a_dry_run_of_several_writes_nothing_either(words: list[str], tmp_path: Path) -> None:
+    two = str(rank_one(tmp_path / "two"))
+    assert main([two, *words, "--as-adapter", "--dry-run"]) == main([two, *words, "--dry-run"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "ones", "two"]
 
 
 def test_several_become_an_adapter(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

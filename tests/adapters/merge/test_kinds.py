@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 REFUSED: dict[str, tuple[type[AdapterError], str]] = {
     "trained biases of lora_B": (NotMergeable, "not_mergeable"),
     "PiSSA, fast, without its start": (InvalidAdapter, "modified_base"),
-    "trained tokens": (InvalidAdapter, "trainable_tokens"),
+    "trained tokens and a trained head": (InvalidAdapter, "trainable_tokens"),
     "prompt tuning": (InvalidAdapter, "changes_prompt"),
     "prefix tuning": (InvalidAdapter, "changes_prompt"),
     "P-tuning": (InvalidAdapter, "changes_prompt"),
@@ -63,6 +63,8 @@ MORE: dict[str, Case] = {
     ),
     "a whole linear layer": lora(None, modules_to_save=["down_proj"], target_modules=QUERY_VALUE),
     "DoRA on the head that is the embedding": lora(None, use_dora=True, target_modules=["q_proj", "lm_head"]),
+    "trained tokens, named": lora(None, trainable_token_indices={"embed_tokens": [7, 3]}),
+    "trained tokens and a trained head": lora(None, trainable_token_indices=[5, 6], modules_to_save=["lm_head"]),
     "ranks by pattern on the embedding": lora(
         None, target_modules=["q_proj", "embed_tokens"], rank_pattern={"embed_tokens": 2}, use_rslora=True
     ),
@@ -145,3 +147,28 @@ def test_weights_that_lie_the_other_way_round_are_refused(base: BaseModel, prist
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": True}))
     with pytest.raises(NotMergeable, match="Conv1D"):
         plan_merge(tmp_path / "a", base, "original")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_trained_tokens_leave_the_two_ends_as_they_are(tmp_path: Path, tied: bool) -> None:
+    """A row for both where they are one; where they are two, a row of the embedding."""
+    own = BaseModel.read(save_model(tmp_path / "base", tied=tied, num_hidden_layers=1))
+    model = load_model(own.path)
+    reference = make(lora(None, trainable_token_indices=[5, 6], strength=0.5), model, tmp_path / "a")
+    plan = plan_merge(tmp_path / "a", own, "original", "float32")
+    assert plan.changes_config == {}
+    found = dict(merged_tensors(plan))
+    assert ("lm_head.weight" in found) != tied
+    changed = (found["model.embed_tokens.weight"] != model.model.embed_tokens.weight).any(dim=1)
+    assert changed.nonzero().ravel().tolist() == [5, 6]
+    assert (logits(with_weights(own.path, found)) - logits(reference)).abs().max().item() < TOLERANCE
+
+
+@pytest.mark.parametrize("indices", [[5], [5, 5], [5, 500], [5, -1], "all", {"lm_head": [5, 6]}], ids=str)
+def test_tokens_that_do_not_fit_are_refused(base: BaseModel, pristine: Any, tmp_path: Path, indices: Any) -> None:
+    make(lora(None, trainable_token_indices=[5, 6]), pristine, tmp_path / "a")
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": indices}))
+    with pytest.raises(InvalidAdapter) as refused:
+        plan_merge(tmp_path / "a", base, "original")
+    assert refused.value.code in ("bad_config", "shape_mismatch")

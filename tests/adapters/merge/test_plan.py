@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from adapters.errors import InvalidAdapter
+from adapters.errors import InvalidAdapter, NotMergeable
 from adapters.merge.plan import plan_merge
 from tests.adapters.merge.by_hand import Q, base_of_ones, rank_one, written
 
@@ -45,3 +46,19 @@ def test_the_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapter) as refused:
         plan_merge(adapter, base_of_ones(tmp_path), "original")
     assert refused.value.code == "wrong_base"
+
+
+def test_rows_for_both_ends_and_a_lora_for_one_are_refused(tmp_path: Path) -> None:
+    tensors = {
+        "model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((1, 8)),
+        "lm_head.lora_A.weight": np.ones((1, 8)),
+        "lm_head.lora_B.weight": np.ones((4, 1)),
+    }
+    adapter = written(tmp_path / "a", tensors, r=1, trainable_token_indices=[2])
+    plan = plan_merge(adapter, base_of_ones(tmp_path / "two"), "original")
+    assert {each.name: each.operation.kind for each in plan.changed if each.operation} == {
+        "model.embed_tokens.weight": "tokens",
+        "lm_head.weight": "lora",
+    }
+    with pytest.raises(NotMergeable, match="which are one here"):
+        plan_merge(adapter, base_of_ones(tmp_path / "one", tie_word_embeddings=True), "original")
