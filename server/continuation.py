@@ -28,8 +28,14 @@ SAMPLING = (
     *("stop", "stop_token_ids", "include_stop_str_in_output", "min_tokens", "skip_special_tokens", "stream_options"),
 )
 """What the second request has from the first as it is."""
+RENDERING = (
+    *("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs", "documents"),
+    *("add_special_tokens", "reasoning_effort"),
+)
+"""What only says how the prompt's tokens are made, which are known."""
 UNDERSTOOD = {
     *SAMPLING,
+    *RENDERING,
     *("model", "messages", "prompt", "stream", "max_tokens", "max_completion_tokens", "metadata", "store"),
 }
 HARMLESS: Mapping[str, tuple[Any, ...]] = {
@@ -208,6 +214,8 @@ def _why_not(body: Mapping[str, Any], told: Told, stats: Stats) -> str | None:
             value == each and type(value) is type(each) for each in HARMLESS.get(name, ())
         ):
             return f"it was asked with {name}"
+    if isinstance(prompt := body.get("prompt"), list) and len(prompt) > 1 and not isinstance(prompt[0], int):
+        return "it has several prompts"
     if not told.is_plain:
         return "it is not plain text"
     if told.has_ended or not stats.prompt_ids:

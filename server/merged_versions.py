@@ -163,7 +163,7 @@ class MergedVersions:
             destination=str(destination),
             values=self._values(params["base"]),
             dtype=params["dtype"],
-            proof=Budget(accept_loss=params["accept_loss"]).proof(self._settings.merge_probe_tokens),
+            proof=self._budget(params).proof(self._settings.merge_probe_tokens),
         )
         done = await self._merging.carry_out(run, order)
         await asyncio.to_thread(keep_report, self._registry, version.ref, done)
@@ -178,6 +178,12 @@ class MergedVersions:
         except EngineUnavailable:
             run.report(**run.progress)  # raises where it fell back because it was asked to stop
             raise
+
+    def _budget(self, params: Mapping[str, Any]) -> Budget:
+        """A merge is measured against the adapter on what it was trained on. What an unquantised server serves may be
+        far from that already, without a merge; then the merge is not to blame, and the LoRA path no better."""
+        as_now = params["base"] == "served" and self._settings.quantization == "none"
+        return Budget(accept_loss=params["accept_loss"] or as_now)
 
     def _values(self, asked: Values) -> Asked:
         if asked != "served":

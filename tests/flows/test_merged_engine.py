@@ -24,7 +24,16 @@ pytestmark = pytest.mark.engine
 MERGED = "/v1/adapters/pirate/versions/1/merged"
 QUESTIONS = ("Why is the sky blue?", "Tell me a story about the sea.", "What is your name?")
 FLAGS = ["--quantization", "none", "--dtype", "float32", "--max-loras", "2"]
-FLAGS += ["--kv-cache-memory-bytes", "300000000", "--memory-reserve-bytes", "0", "--merge-probe-tokens", "64"]
+FLAGS += [
+    "--kv-cache-memory-bytes",
+    "300000000",
+    "--max-num-seqs",
+    "8",
+    "--memory-reserve-bytes",
+    "0",
+    "--merge-probe-tokens",
+    "64",
+]
 
 
 @pytest.fixture(scope="module")

@@ -130,8 +130,27 @@ def test_what_cannot_be_continued_exactly_is_not(more: dict[str, Any]) -> None:
         rest({**CHAT, **more}, "One two three")
 
 
+@pytest.mark.parametrize("prompt", [["One", "two"], [[1, 2], [3]]])
+def test_several_prompts_are_not_continued(prompt: list[Any]) -> None:
+    with pytest.raises(EngineUnavailable, match="several prompts"):
+        rest({"prompt": prompt}, "One", "completions")
+
+
+@pytest.mark.parametrize("prompt", ["One", ["One"], [1, 2, 3], [[1, 2]]])
+def test_one_prompt_is_continued_however_it_is_written(prompt: Any) -> None:
+    assert rest({"prompt": prompt}, "One", "completions").kept_tokens == 1
+
+
 @pytest.mark.parametrize(
-    "more", [{"n": 1}, {"logprobs": False}, {"tools": []}, {"response_format": {"type": "text"}}, {"metadata": {}}]
+    "more",
+    [
+        {"chat_template_kwargs": {"x": 1}},
+        {"n": 1},
+        {"logprobs": False},
+        {"tools": []},
+        {"response_format": {"type": "text"}},
+        {"metadata": {}},
+    ],
 )
 def test_what_changes_nothing_is_no_hindrance(more: dict[str, Any]) -> None:
     assert rest({**CHAT, **more}, "One two three").kept_tokens == 4

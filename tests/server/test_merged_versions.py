@@ -131,6 +131,34 @@ async def test_a_version_that_goes_while_it_is_merged_gets_no_engine(built: Worl
         assert (built.merged, built.services.merged.snapshot()) == ([], {})
 
 
+async def test_a_merge_that_loses_too_much_is_refused(built: World) -> None:
+    ingest(built, "a")
+    kl = built.settings.data_dir / "control" / "kl"
+    kl.parent.mkdir()
+    kl.write_text("0.5")
+    async with built.running():
+        _, job = await ask(built, "PUT", body={"base": "original"})
+        ended = await built.services.runner.ended(job["id"], JOB_S)
+        assert ended.error is not None
+        assert (ended.state, ended.error["code"], built.merged) == ("failed", "unfaithful_merge", [])
+
+
+@pytest.mark.parametrize(
+    ("quantization", "asked", "taken"),
+    [
+        ("none", {"base": "original", "accept_loss": False}, False),
+        ("none", {"base": "original", "accept_loss": True}, True),
+        ("none", {"base": "served", "accept_loss": False}, True),
+        ("nf4", {"base": "served", "accept_loss": False}, False),
+    ],
+)
+def test_what_is_served_like_that_already_is_taken_in_any_case(
+    tiny_base: Path, tmp_path: Path, quantization: str, asked: dict[str, Any], taken: bool
+) -> None:
+    versions = world(tiny_base, tmp_path / "data", quantization=quantization).services.merged_versions
+    assert versions._budget(asked).accept_loss == taken
+
+
 async def test_what_the_merge_refuses_is_the_jobs_error(built: World) -> None:
     ingest(built, "a")
     version = built.services.registry.resolve("a", "1")
