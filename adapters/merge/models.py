@@ -5,9 +5,8 @@ The weights come one by one and are cast as they come, so that one model is held
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from adapters.errors import MergeError
-from adapters.merge.files import prefix_of
 from adapters.processor import multiplies_bf16
 from adapters.train.head_loss import CHUNK_BYTES, head_is_plain, without_head
 from adapters.train.labels import IGNORED, Example
 from adapters.train.model import Batch, collate
-from adapters.upload import CONFIG, WEIGHTS
 
 BATCH = 8
 NOTHING: Mapping[str, Any] = {}
@@ -51,26 +48,6 @@ def written_model(directory: Path, dtype: torch.dtype) -> Any:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
     model.config.use_cache = False
     return model.eval()
-
-
-def with_adapter(model: Any, adapter: Path) -> Any:
-    """Unmerged, as PEFT computes it: as it was sent, where a LoRA that is only near it is served."""
-    from peft import PeftModel
-
-    with as_sent(adapter) as directory:
-        return PeftModel.from_pretrained(model, str(directory)).eval()
-
-
-@contextmanager
-def as_sent(adapter: Path) -> Iterator[Path]:
-    prefix = prefix_of(adapter)
-    if not prefix:
-        yield adapter
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in (CONFIG, WEIGHTS):
-            (Path(scratch) / name).symlink_to((adapter / f"{prefix}{name}").resolve())
-        yield Path(scratch)
 
 
 def compute_type(stored: str) -> torch.dtype:

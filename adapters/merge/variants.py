@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from adapters.merge.formats import FORMATS, bfloat16
-from adapters.merge.models import compute_type, dense_model, with_adapter
+from adapters.merge.models import compute_type, dense_model
 from adapters.merge.report import BASES, Part, name_of
+from adapters.merge.unmerged import with_adapter
 
 
 class Weights(Protocol):
@@ -55,7 +56,7 @@ class Variant:
         given = weights.merged(self.base) if self.part == "merged" else weights.base(self.base)
         tensors = _rounded(given, self.stored, weights.linear)
         model = dense_model(weights.path, tensors, compute_type(self.stored), weights.config_changes)
-        return with_adapter(model, adapter) if self.part == "adapter" else model
+        return with_adapter(model, adapter, weights.path) if self.part == "adapter" else model
 
 
 def variants(trained_on: str, bases: Collection[str], onto: str, stored: str) -> list[Variant]:

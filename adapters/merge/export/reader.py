@@ -14,7 +14,7 @@ import torch
 
 from adapters.base import shards_of
 from adapters.errors import NotTheSame
-from adapters.merge.models import with_adapter
+from adapters.merge.unmerged import with_adapter
 from adapters.nf4 import keep_unpacked, repair_dequantize
 from adapters.safetensors_header import read_header
 from adapters.tensor_values import Matrix
@@ -89,7 +89,7 @@ def load(model: Path, adapter: Path | None = None) -> TransformersReader:
             f"transformers finds other tensors in {model.name} than it expects: {wrong}", code="not_loaded"
         )
     keep_unpacked(loaded)
-    return TransformersReader(with_adapter(loaded, adapter) if adapter else loaded.eval(), tokenizer)
+    return TransformersReader(with_adapter(loaded, adapter, model) if adapter else loaded.eval(), tokenizer)
 
 
 def load_gguf(path: Path, source: Path) -> TransformersReader:

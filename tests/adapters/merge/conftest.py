@@ -36,18 +36,21 @@ def sure_base(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sure_adapter(sure_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its loraplex.json says that it was trained on NF4."""
+    path = random_adapter(sure_base, tmp_path_factory.mktemp("adapters") / "pilot", target_modules="all-linear")
+    (path / "loraplex.json").write_text(json.dumps({"quantization": {"load_in_4bit": True}}))
+    return path
+
+
+def random_adapter(base: Path, path: Path, **config: Any) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(sure_base, dtype=torch.float32)
-    section = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=4, target_modules="all-linear")
-    model = get_peft_model(base, section)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=4, **config))
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    path = tmp_path_factory.mktemp("adapters") / "pilot"
     model.save_pretrained(path, save_embedding_layers=False)
-    (path / "loraplex.json").write_text(json.dumps({"quantization": {"load_in_4bit": True}}))
     return path

@@ -11,8 +11,9 @@ from torch import Tensor
 from adapters.base import WEIGHT, BaseModel
 from adapters.base_weights import BaseWeights
 from adapters.merge.formats import nf4
-from adapters.merge.models import dense_model, with_adapter
+from adapters.merge.models import dense_model
 from adapters.merge.report import BASES
+from adapters.merge.unmerged import with_adapter
 
 
 class PeftWeights:
@@ -21,8 +22,8 @@ class PeftWeights:
 
         self._torch = torch
         self._adapter = adapter
-        self._base = BaseModel.read(base)
         self.path = base
+        self._base = BaseModel.read(base)
         self.config_changes: Mapping[str, Any] = {}
         self.bases = BASES
         self.count = len(BaseWeights(self._base).spans)
@@ -36,5 +37,5 @@ class PeftWeights:
 
     def merged(self, which: str) -> Iterator[tuple[str, Tensor]]:
         model = dense_model(self.path, self.base(which), self._torch.float32)
-        merged = with_adapter(model, self._adapter).merge_and_unload().state_dict()
+        merged = with_adapter(model, self._adapter, self.path).merge_and_unload().state_dict()
         yield from ((name, merged[name]) for name in sorted(BaseWeights(self._base).spans))

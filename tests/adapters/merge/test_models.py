@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from adapters.errors import MergeError
-from adapters.merge.models import compute_type, dense_model, log_probabilities, with_adapter
+from adapters.merge.models import compute_type, dense_model, log_probabilities
+from adapters.merge.unmerged import with_adapter
 from adapters.train.labels import IGNORED, Example
 from tests.adapters.merge.peft_weights import PeftWeights
 
@@ -68,7 +69,9 @@ def test_a_model_goes_when_nobody_holds_it_any_more(sure_base: Path, sure_adapte
     """Not at the next collection of garbage: two models would be held for a while."""
     gc.disable()
     try:
-        model = with_adapter(dense_model(sure_base, weights.base("original"), torch.float32), sure_adapter)
+        dense = dense_model(sure_base, weights.base("original"), torch.float32)
+        model = with_adapter(dense, sure_adapter, sure_base)
+        del dense
         list(log_probabilities(model, ROWS, 2))
         left = weakref.ref(next(model.parameters()))
         del model
