@@ -7,7 +7,6 @@ merged engine dies under a request, the base engine answers it, or tells the res
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -16,25 +15,23 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import JSONResponse, Response
 
 from adapters.errors import AdapterError
 from server import problems
 from server.continuation import DONE, ERROR, Again, Splice, Told, rest_of
 from server.engine.protocol import Answer, Endpoint, Generation, Stats
 from server.errors import (
-    AdapterUnavailable,
     BadRequest,
     CorruptedOutput,
     EngineUnavailable,
-    RequestTooLarge,
     ServerError,
 )
+from server.leased_stream import LeasedStream
 from server.lifecycle import Lifecycle
+from server.request_body import read_json
 from server.resolve import Resolver, Target
-from server.running import Running, Use
+from server.running import Running
 from server.shadow import Shadows
 from server.telemetry import Telemetry
 from server.traffic import Traffic
@@ -237,67 +234,6 @@ async def _has_died(place: Place) -> bool:
     except EngineUnavailable:
         return True
     return False
-
-
-class LeasedStream(StreamingResponse):
-    """Server-sent events that hold a lease: it is given back even if the client left before the first event."""
-
-    def __init__(self, use: Use, events: AsyncIterator[str], held: AsyncExitStack, headers: dict[str, str]) -> None:
-        content = _until_cut(use, events)
-        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
-        self._use = use
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with self._use.stoppable():
-                await super().__call__(scope, receive, send)
-        finally:
-            await asyncio.shield(self._held.aclose())
-
-
-async def _until_cut(use: Use, events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The engine's events; those of a request that is cut off end with an error."""
-    try:
-        while True:
-            with use:
-                event = await anext(events)
-            yield event
-    except StopAsyncIteration:
-        return
-    except AdapterUnavailable as error:
-        yield problems.event(problems.status_of(error), error.message, code=error.code)
-        yield "data: [DONE]\n\n"
-
-
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object. Raises BadRequest, also for one that is too large, before it is read whole."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise BadRequest(f"content-type is {kind!r}, expected application/json", code="unsupported_media_type")
-    received = await _read(request, max_bytes)
-    try:
-        text = received.decode()
-        body = json.loads(text)
-        if "\\u" in text:
-            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON in UTF-8: {error}", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise BadRequest(f"the body is a JSON {type(body).__name__}, expected an object", code="invalid_json")
-    return body
-
-
-async def _read(request: Request, max_bytes: int) -> bytes:
-    received = bytearray()
-    try:
-        async for chunk in request.stream():
-            received += chunk
-            if len(received) > max_bytes:
-                raise RequestTooLarge(f"the body is larger than {max_bytes} bytes (max_request_bytes)")
-    except ClientDisconnect:
-        raise BadRequest("the client went away", code="client_disconnected") from None
-    return bytes(received)
 
 
 def _model_of(body: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from adapters.export_store import Export
 from server.auth import Publisher, require
-from server.generate import read_json
 from server.merge_fields import ExportFields, read_body
+from server.request_body import read_json
 from server.routes.answers import page
 from server.routes.downloads import file_response, tar_response
 from server.routes.jobs import job_json

@@ -14,7 +14,7 @@ from adapters.jobs import EVENTS_KEPT, Job, Jobs
 from server.auth import Publisher, require
 from server.errors import BadRequest
 from server.fine_tuning import KIND
-from server.generate import read_json
+from server.request_body import read_json
 from server.routes.answers import page
 from server.routes.fine_tuning_shapes import checkpoints_of, event_json, job_json
 from server.routes.queries import Word

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from server.auth import Publisher, require
-from server.generate import read_json
 from server.merge_fields import MergeFields, read_body
+from server.request_body import read_json
 from server.routes.jobs import job_json
 from server.services import Wired
 

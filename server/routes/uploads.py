@@ -15,9 +15,9 @@ from adapters.registry import Version
 from adapters.upload import UploadLimits
 from server import problems, uploads
 from server.auth import Publisher, require
-from server.generate import read_json
 from server.intake import SourceFields
 from server.keys import Caller
+from server.request_body import read_json
 from server.routes.jobs import job_json
 from server.routes.shapes import shown_version
 from server.services import Services, Wired

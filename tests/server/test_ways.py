@@ -126,11 +126,22 @@ async def test_falling_back_stalls_nobody(tiny_base: Path, tmp_path: Path) -> No
         assert built.merged[0].dead
 
 
-async def test_while_it_is_built_requests_go_the_other_way(tiny_base: Path, tmp_path: Path) -> None:
+async def test_while_it_is_built_requests_go_the_other_way(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let = asyncio.Event()
+
+    class Gated(FakeEngine):
+        async def start(self) -> None:
+            await let.wait()
+            await super().start()
+
     async with promoted(tiny_base, tmp_path / "data") as (built, name):
+        monkeypatch.setattr(World, "_make_merged", lambda self, name, _: Gated(name))
         built.merged[0].die()
-        await until(lambda: built.services.merged.snapshot()[name].state != "ready")
+        await until(lambda: built.services.merged.snapshot()[name].state == "rebuilding")
         assert way(await ask(built, chat("a"))) == "lora"
+        let.set()
         await until(lambda: built.services.merged.snapshot()[name].state == "ready")
         assert way(await ask(built, chat("a"))) == "merged"
         assert await metric(built, "loraplex_merged_engine_restarts_total 1.0")
@@ -326,7 +337,7 @@ async def test_retention_does_not_take_a_version_that_has_an_engine(tiny_base: P
 
 
 async def test_a_version_that_no_engine_can_swap_is_served_merged_and_no_other_way(
-    tiny_base: Path, tmp_path: Path
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = world(tiny_base, tmp_path / "data", memory_reserve_bytes=0)
     name = ingest(built, "a")
@@ -335,6 +346,7 @@ async def test_a_version_that_no_engine_can_swap_is_served_merged_and_no_other_w
         before = await ask(built, chat("a@1"))
         assert (before.status, json.loads(before.text)["error"]["code"]) == (409, "adapter_merge_only")
         await built.services.merged.promote(name, tiny_base)
+        monkeypatch.setattr(pools, "FIRST_RETRY_S", 60)  # of the engine after this one
         answer = await ask(built, chat("a@1"))
         assert (answer.status, way(answer), said(json.loads(answer.text))) == (200, "merged", f"[{name}] one two three")
         assert (await page(built, "/v1/adapters/a/versions/1"))["status"] == "merged"
