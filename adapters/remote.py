@@ -17,12 +17,13 @@ import httpx
 
 from adapters import names
 from adapters.checksums import sha256_of
-from adapters.errors import RemoteRefusal, RemoteUnreachable, UploadError
+from adapters.errors import RemoteRefusal, RemoteUnreachable, StoreError, UploadError
 from adapters.tags import NO_TAGS, Changes, Tags
 from adapters.targets import Target, to_json
 from adapters.upload import HELD_OUT, KEPT
 
 TIMEOUT_S = 120.0
+PARTIAL = 206
 PIECE_BYTES = 1 << 20
 DELETE_TIMEOUT_S = 660.0
 """A deletion waits for running requests, for at most ten minutes."""
@@ -143,6 +144,30 @@ class Remote:
 
     def cancel_job(self, job_id: str) -> dict[str, Any]:
         return self._call("POST", f"/{_part(job_id)}/cancel", under="/v1/jobs")
+
+    def merge(self, wish: Mapping[str, Any]) -> dict[str, Any]:
+        """The job that does it."""
+        return self._call("POST", "", under="/v1/merges", json=dict(wish))
+
+    def export(self, wish: Mapping[str, Any]) -> dict[str, Any]:
+        """The export, which may be there already; its `job` makes it."""
+        return self._call("POST", "", under="/v1/exports", json=dict(wish))
+
+    def export_of(self, export_id: str) -> dict[str, Any]:
+        return self._call("GET", f"/{_part(export_id)}", under="/v1/exports")
+
+    @contextmanager
+    def read_export(self, export_id: str, file: str, sha256: str, offset: int) -> Iterator[Iterator[bytes]]:
+        """The bytes of a file from `offset` on, as they come. StoreError where it is another file by now."""
+        url = f"{self.server}/v1/exports/{_part(export_id)}/files/{_part(file)}"
+        headers = {"range": f"bytes={offset}-", "if-range": f'"{sha256}"'} if offset else {}
+        with _reaching(url), self._client.stream("GET", url, headers=headers) as response:
+            if not response.is_success:
+                response.read()
+                raise _refusal(response)
+            if offset and response.status_code != PARTIAL:
+                raise StoreError(f"{file} has changed since it was begun; delete what is there of it and try again")
+            yield response.iter_bytes(PIECE_BYTES)
 
     def set_alias(self, name: str, alias: str, target: Target) -> dict[str, Any]:
         """To one version, or to several that share its traffic by weight."""

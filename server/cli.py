@@ -99,6 +99,10 @@ def train(argv: list[str]) -> int:
 
 
 def merge(argv: list[str]) -> int:
+    from server.adapters_cli import merging
+
+    if merging.is_meant(argv):
+        return merging.merge_main(argv)
     from adapters.merge.cli import main as merge_main
 
     return merge_main(argv)
@@ -111,6 +115,10 @@ def fidelity(argv: list[str]) -> int:
 
 
 def export(argv: list[str]) -> int:
+    from server.adapters_cli import merging
+
+    if merging.is_meant(argv):
+        return merging.export_main(argv)
     from adapters.merge.export.cli import main as export_main
 
     return export_main(argv)

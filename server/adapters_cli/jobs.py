@@ -130,6 +130,10 @@ def _doing(job: dict[str, Any]) -> str:
     if job["state"] == "queued":
         return "waiting for its turn"
     progress = job["progress"]
+    if "stage" in progress:
+        at, of = progress.get("at"), progress.get("of")
+        share = f" ({at / of:.0%})" if of else ""
+        return f"{progress['stage']} {progress.get('what', '')}".rstrip() + share
     read = progress.get("bytes", 0)
     return "checking" if read and read == progress.get("total_bytes") else str(progress.get("file", "connecting"))
 

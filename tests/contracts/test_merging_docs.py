@@ -9,6 +9,7 @@ import pytest
 
 from adapters.merge.cli import EXIT_CODES, FAILED, STOPPED, WRONG_WORDS, parse
 from adapters.merge.fidelity_cli import parser as fidelity_parser
+from server.adapters_cli import merging
 from tests.contracts.test_docs import README, blocks, section
 
 
@@ -27,7 +28,13 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_is_understood(command: list[str]) -> None:
-    assert parse(command[2:]).adapters
+    read = merging.parse_merge if merging.is_meant(command) else parse
+    assert read(command[2:]).adapters
+
+
+def test_an_export_that_a_server_makes_is_understood() -> None:
+    asked = [command for command in commands("export") if merging.is_meant(command)]
+    assert [merging.parse_export(command[2:]).adapter for command in asked] == ["mine@1"]
 
 
 @pytest.mark.parametrize("command", MEASURING, ids=" ".join)

@@ -1,0 +1,133 @@
+"""`loraplex merge` and `loraplex export` against a server on a real socket that merges and measures a real model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from adapters.checksums import sha256_of
+from server.cli import main
+from server.launch import ServerProcess, launch
+from tests.adapters.factories import AdapterFiles, lora_config, tensor
+from tests.server.harness import as_parts
+
+Call = Callable[..., str]
+MODULES = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.1.mlp.up_proj": (128, 64)}
+WEIGHTS = "model.safetensors"
+
+
+def adapter(seed: int) -> dict[str, bytes]:
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, (rows, columns) in MODULES.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = tensor(random.normal(size=(4, columns)) / 8)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = tensor(random.normal(size=(rows, 4)) / 8)
+    return AdapterFiles(config=lora_config(), tensors=tensors).files()
+
+
+def started(small_base: Path, root: Path) -> ServerProcess:
+    flags = ["--engine", "fake", "--model", str(small_base), "--data-dir", str(root / "data")]
+    return launch([*flags, "--merge-probe-tokens", "16"], root / "server.log")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("merging")
+
+
+@pytest.fixture(scope="module")
+def server(small_base: Path, root: Path) -> Iterator[ServerProcess]:
+    with started(small_base, root) as running:
+        running.wait_ready(60)
+        for seed, name in enumerate(("sea", "sky")):
+            form: Any = {"data": {"name": name}, "files": as_parts(adapter(seed))}
+            httpx.post(f"{running.url}/v1/adapters", **form, trust_env=False, timeout=60).raise_for_status()
+        yield running
+
+
+@pytest.fixture
+def call(server: ServerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """`loraplex VERB … --server URL`; its output, errors included."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(verb: str, *words: str, code: int = 0) -> str:
+        assert main([verb, *words, "--server", server.url]) == code
+        shown = capsys.readouterr()
+        return shown.out + shown.err
+
+    return call
+
+
+EXPORT = ("export", "sea@1", "--format", "hf", "--from", "original", "--accept-loss")
+
+
+def test_an_export_is_made_measured_and_downloaded_and_goes_on_where_it_broke_off(
+    call: Call, server: ServerProcess, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    said = call(*EXPORT, "--out", str(out))
+    assert "merged, original, bfloat16: 0.0" in said
+    assert str(out / WEIGHTS) in said
+    lines = (out / "SHA256SUMS").read_text().splitlines()
+    assert [f"{sha256_of(out / line.split()[1])}  {line.split()[1]}" for line in lines] == lines
+    whole = (out / WEIGHTS).read_bytes()
+    (out / WEIGHTS).unlink()
+    (out / f"{WEIGHTS}.part").write_bytes(whole[:1000])
+    export = json.loads(call(*EXPORT, "--out", str(out), "--json"))
+    assert (out / WEIGHTS).read_bytes() == whole
+    assert sorted(path.name for path in out.iterdir()) == sorted(file["name"] for file in export["files"])
+    if shutil.which("curl"):
+        (out / WEIGHTS).write_bytes(whole[:1000])
+        url = f"{server.url}/v1/exports/{export['id']}/files/{WEIGHTS}"
+        subprocess.run(["curl", "--fail", "--silent", "--noproxy", "*", "-C", "-", "-O", url], cwd=out, check=True)
+        assert (out / WEIGHTS).read_bytes() == whole
+
+
+def test_several_adapters_become_one(call: Call) -> None:
+    words = ("merge", "sea", "sky@1", "--into", "both", "--method", "linear", "--weights", "0.5", "0.5")
+    assert "both@1\n" in call(*words)
+
+
+def test_what_is_refused_says_why(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "(not_found)" in call("merge", "none", code=1)
+    assert "(bad_request)" in call("export", "sea", "--format", "nf4", "--outtype", "f16", code=1)
+    for words in (["sea", "sky"], ["sea", "--into", "x"], ["sea", "sky", "--into", "x", "--weights", "1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["merge", *words, "--server", "http://127.0.0.1:1"])
+
+
+def test_kill_9_of_the_server_in_the_middle_and_the_next_start_ends_with_the_same_bytes(
+    server: ServerProcess, small_base: Path, root: Path
+) -> None:
+    """The last one: it is another server afterwards."""
+
+    def get(url: str) -> Any:
+        return httpx.get(url, trust_env=False, timeout=60).json()
+
+    (export,) = get(f"{server.url}/v1/exports")["data"]
+    httpx.delete(f"{server.url}/v1/exports/{export['id']}", trust_env=False)
+    body = {"adapter": "sea@1", "format": "hf", "base": "original", "accept_loss": True}
+    httpx.post(f"{server.url}/v1/exports", json=body, trust_env=False, timeout=60).raise_for_status()
+    deadline = time.monotonic() + 100
+    while not get(f"{server.url}/v1/exports/{export['id']}")["job"]["progress"].get("stage"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+    with started(small_base, root) as another:
+        another.wait_ready(60)
+        while (found := get(f"{another.url}/v1/exports/{export['id']}"))["state"] != "ready":
+            assert (time.monotonic() < deadline, found["state"]) in ((True, "queued"), (True, "running")), found
+            time.sleep(0.1)
+    assert found["files"] == export["files"]
+    assert found["job"]["attempts"] == 2
