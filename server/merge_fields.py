@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from adapters.merge.bases import Asked
 from adapters.merge.combine import Method, SignMethod
+from adapters.merge.export.exporting import TYPES, Format
 from adapters.merge.orders import Proof
 from adapters.merge.plan import Dtype
 from server.errors import BadRequest
 
 Fields = TypeVar("Fields", bound=BaseModel)
-OutType = Literal["bf16", "f16", "f32", "q8_0"]
+OutType = Literal["bf16", "f16", "f32", "q8_0", "nf4"]
 Reference = Field(min_length=1, max_length=400)
 
 
@@ -79,34 +80,27 @@ class MergeFields(Budget):
 
 class ExportFields(Budget):
     adapter: str = Reference
-    format: Literal["hf", "nf4", "gguf", "gguf-lora"]
+    format: Format
     outtype: OutType | None = None
     base: Asked = "auto"
 
     @model_validator(mode="after")
     def _format_has_it(self) -> Self:
-        if self.outtype is not None and self.outtype not in OUTTYPES[self.format]:
-            offered = ", ".join(OUTTYPES[self.format]) or "none: leave it out"
+        if self.outtype is not None and self.outtype not in TYPES[self.format]:
+            offered = ", ".join(TYPES[self.format])
             raise ValueError(f"outtype is {self.outtype!r}, {self.format} has {offered}")
         if self.format == "gguf-lora" and self.model_fields_set & {"base", *Budget.model_fields}:
             raise ValueError("gguf-lora is the adapter alone, which is merged into nothing: leave out base and budget")
         return self
 
     @property
-    def stored(self) -> str | None:
-        return self.outtype or next(iter(OUTTYPES[self.format]), None)
+    def stored(self) -> str:
+        return self.outtype or TYPES[self.format][0]
 
 
 OUTTYPE_OF: Mapping[Dtype, OutType] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 SHARED = {"adapter", "base", *Budget.model_fields}
 """Fields of a merge of one adapter that are an export's, too."""
-OUTTYPES: Mapping[str, tuple[str, ...]] = {
-    "hf": ("bf16", "f16", "f32"),
-    "nf4": (),
-    "gguf": ("q8_0", "bf16", "f16", "f32"),
-    "gguf-lora": ("f16", "bf16", "f32"),
-}
-"""The first is the default."""
 
 
 def read_body(raw: Mapping[str, Any], model: type[Fields]) -> Fields:

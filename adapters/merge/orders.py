@@ -11,6 +11,7 @@ from typing import Any
 from adapters.base import BaseModel
 from adapters.merge.bases import Asked
 from adapters.merge.combine import Recipe
+from adapters.merge.export.exporting import Format
 from adapters.merge.plan import Dtype
 
 ORDER = "order.json"
@@ -60,7 +61,7 @@ class ExportOrder:
     adapter: str
     base: BasePlace
     destination: str
-    format: str
+    format: Format
     outtype: str | None
     values: Asked = "auto"
     proof: Proof = Proof()

@@ -6,6 +6,8 @@ where a predecessor had come to the end of it already. It knows no server.
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +16,12 @@ from typing import Any
 
 from adapters.background import Duty, Tell, serve
 from adapters.checksums import sha256_of
-from adapters.errors import NotExportable
 from adapters.json_document import read_document
 from adapters.merge.apply import write_merged
 from adapters.merge.compose import compose
+from adapters.merge.documents import EXPORT_RECORD
+from adapters.merge.export.exporting import TOKENS, Wish
+from adapters.merge.export.exporting import export as write_export
 from adapters.merge.orders import ComposeOrder, ExportOrder, MergeOrder, Order, Proof, read_order, recipe_of
 from adapters.merge.plan import Dtype, MergePlan, plan_merge
 from adapters.merge.report import Budget
@@ -25,6 +29,7 @@ from adapters.merge.verify import Wishes, check_of, read_report, summary
 from adapters.upload import PROVENANCE
 
 WHOLE: Mapping[str, Dtype] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+MERGED = "merged"
 TELL_S = 0.1
 """Between two messages about how far it is."""
 
@@ -68,14 +73,50 @@ def merged(plan: MergePlan, destination: Path, proof: Proof, tell: Tell) -> Mapp
 
 def export(order: ExportOrder, tell: Tell) -> Mapping[str, Any]:
     """`files` and the `report`: of the merge, and of what was loaded again."""
-    if order.format != "hf" or order.outtype is None:
-        raise NotExportable(f"{order.format} is not made here yet", code="unsupported")
-    done = merge(
-        MergeOrder(order.adapter, order.base, order.destination, order.values, WHOLE[order.outtype], order.proof), tell
-    )
+    if order.format == "hf":
+        assert order.outtype is not None
+        report = _kept(_merged_as(WHOLE[order.outtype], order, order.destination, tell))
+    elif order.format == "gguf-lora":
+        report = exported(order, Path(order.adapter), tell)
+    else:
+        # In fp32, so that a weight is rounded once; here, so that a later attempt goes on with it.
+        merged_model = Path(MERGED).absolute()
+        report = _kept(_merged_as("float32", order, str(merged_model), tell)) | exported(order, merged_model, tell)
     tell({"stage": "hashing"})
-    kept = ("plan", "values", "reason", "dtype", "kinds", "notes", "versions", "fidelity", "report")
-    return {"files": listed(Path(order.destination)), "report": {key: done[key] for key in kept}}
+    return {"files": listed(Path(order.destination)), "report": report}
+
+
+def exported(order: ExportOrder, source: Path, tell: Tell) -> dict[str, Any]:
+    """`export`: what the export's record says."""
+    destination = Path(order.destination)
+    if not destination.exists():
+        for left in destination.parent.glob(f".{destination.name}.*"):
+            shutil.rmtree(left)  # of an attempt that was killed
+        wish = Wish(
+            source=source,
+            destination=destination,
+            format=order.format,
+            outtype=order.outtype,
+            base=Path(order.base.path),
+            values=order.values,
+            tokens=min(TOKENS, order.proof.tokens),
+            max_kl=order.proof.max_kl,
+            accept=order.proof.accept_loss,
+        )
+        told = _Seldom(tell)
+        write_export(
+            wish, lambda what, at, of: told({"stage": "exporting", "what": what, "at": at, "of": of}, at == of)
+        )
+    return {"export": json.loads((destination / EXPORT_RECORD).read_text(encoding="utf-8"))}
+
+
+def _merged_as(dtype: Dtype, order: ExportOrder, destination: str, tell: Tell) -> Mapping[str, Any]:
+    return merge(MergeOrder(order.adapter, order.base, destination, order.values, dtype, order.proof), tell)
+
+
+def _kept(done: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("plan", "values", "reason", "dtype", "kinds", "notes", "versions", "fidelity", "report")
+    return {name: done[name] for name in names}
 
 
 def combined(order: ComposeOrder, tell: Tell) -> Mapping[str, Any]:

@@ -21,10 +21,10 @@ from adapters.download import download
 from adapters.errors import AdapterError
 from adapters.merge.bases import ASKED
 from adapters.merge.combine import METHODS, SignMethod
+from adapters.merge.export.exporting import FORMATS
 from adapters.merge.plan import DTYPES
 from adapters.remote import Remote
 from server.adapters_cli import jobs, tables
-from server.merge_fields import OUTTYPES
 
 SERVER = "--server"
 
@@ -149,7 +149,20 @@ def _download(remote: Remote, export: Mapping[str, Any], out: Path, console: Con
 
 
 def _measured(report: Mapping[str, Any]) -> list[str]:
-    if (found := report.get("fidelity")) is None:
+    return [*_of_the_merge(report.get("fidelity")), *_of_the_export(report.get("export"))]
+
+
+def _of_the_export(record: Mapping[str, Any] | None) -> list[str]:
+    if record is None or (check := record["check"]) is None:
+        return []
+    return [
+        f"loaded again by {check['by']}: {check['kl']:.5f} nats per token (KL) from its source, the same likeliest "
+        f"token {check['same_first']:.1%}"
+    ]
+
+
+def _of_the_merge(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
         return []
     task, general = found["task"], found["general"]
     above = "" if found["within_budget"] else ", above the budget"
@@ -190,7 +203,7 @@ def _merge_parser() -> argparse.ArgumentParser:
 def _export_parser() -> argparse.ArgumentParser:
     made = _common("export", "Have a server write a version, merged or alone, as other programs load it.")
     made.add_argument("adapter", metavar="NAME@REF", help="as the server names it")
-    made.add_argument("--format", choices=tuple(OUTTYPES), required=True)
+    made.add_argument("--format", choices=FORMATS, required=True)
     made.add_argument("--outtype", help="of the weights: bf16, f16, f32, or q8_0, as the format has them")
     return made
 

@@ -219,6 +219,7 @@ def test_what_loses_too_much_is_refused_unless_the_loss_is_accepted(
         ({"format": "onnx"}, 400, "format"),
         ({"outtype": "q8_0"}, 400, None),
         ({"format": "gguf-lora"}, 400, None),
+        ({"format": "nf4", "outtype": "bf16"}, 400, None),
         ({"max_kl": -1}, 400, "max_kl"),
         ({"colour": "red"}, 400, "colour"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from tests.server.harness import as_parts
 
 Call = Callable[..., str]
 MODULES = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.1.mlp.up_proj": (128, 64)}
-WEIGHTS = "model.safetensors"
+WEIGHTS = "small-sea-1-q8_0.gguf"
 
 
 def adapter(seed: int) -> dict[str, bytes]:
@@ -68,7 +69,7 @@ def call(server: ServerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     return call
 
 
-EXPORT = ("export", "sea@1", "--format", "hf", "--from", "original", "--accept-loss")
+EXPORT = ("export", "sea@1", "--format", "gguf", "--outtype", "q8_0", "--from", "original", "--accept-loss")
 
 
 def test_an_export_is_made_measured_and_downloaded_and_goes_on_where_it_broke_off(
@@ -76,7 +77,8 @@ def test_an_export_is_made_measured_and_downloaded_and_goes_on_where_it_broke_of
 ) -> None:
     out = tmp_path / "out"
     said = call(*EXPORT, "--out", str(out))
-    assert "merged, original, bfloat16: 0.0" in said
+    assert "merged, original, float32: 0.0" in said
+    assert re.search(r"loaded again by (llama.cpp|transformers) .*: 0\.0\d+ nats per token", said)
     assert str(out / WEIGHTS) in said
     lines = (out / "SHA256SUMS").read_text().splitlines()
     assert [f"{sha256_of(out / line.split()[1])}  {line.split()[1]}" for line in lines] == lines
@@ -116,7 +118,7 @@ def test_kill_9_of_the_server_in_the_middle_and_the_next_start_ends_with_the_sam
 
     (export,) = get(f"{server.url}/v1/exports")["data"]
     httpx.delete(f"{server.url}/v1/exports/{export['id']}", trust_env=False)
-    body = {"adapter": "sea@1", "format": "hf", "base": "original", "accept_loss": True}
+    body = {"adapter": "sea@1", "format": "gguf", "outtype": "q8_0", "base": "original", "accept_loss": True}
     httpx.post(f"{server.url}/v1/exports", json=body, trust_env=False, timeout=60).raise_for_status()
     deadline = time.monotonic() + 100
     while not get(f"{server.url}/v1/exports/{export['id']}")["job"]["progress"].get("stage"):
@@ -129,5 +131,6 @@ def test_kill_9_of_the_server_in_the_middle_and_the_next_start_ends_with_the_sam
         while (found := get(f"{another.url}/v1/exports/{export['id']}"))["state"] != "ready":
             assert (time.monotonic() < deadline, found["state"]) in ((True, "queued"), (True, "running")), found
             time.sleep(0.1)
-    assert found["files"] == export["files"]
+    weights = [[file for file in each["files"] if file["name"] == WEIGHTS] for each in (found, export)]
+    assert weights[0] == weights[1]
     assert found["job"]["attempts"] == 2
