@@ -70,7 +70,9 @@ class LlamaCpp:
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
         """Without the token that ends the answer."""
         asked = {"prompt": list(tokens), "n_predict": count, "temperature": 0, "return_tokens": True}
-        return [int(token) for token in self._post("/completion", asked)["tokens"]]
+        found = self._post("/completion", asked)
+        tokens = [int(token) for token in found["tokens"]]
+        return tokens[:-1] if found["stop_type"] == "eos" else tokens
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._http.post(path, json=body)
