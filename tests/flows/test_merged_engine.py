@@ -62,7 +62,8 @@ def chat(client: httpx.Client, question: str) -> tuple[str, str]:
 def engines(live: Live) -> list[psutil.Process]:
     """By age: the base engine's process first."""
     children = psutil.Process(live.server.process.pid).children(recursive=True)
-    found = [each for each in children if "EngineCore" in " ".join(each.cmdline()) or "EngineCore" in each.name()]
+    alive = [each for each in children if each.status() != psutil.STATUS_ZOMBIE]
+    found = [each for each in alive if "EngineCore" in " ".join(each.cmdline()) or "EngineCore" in each.name()]
     return sorted(found, key=lambda process: process.create_time())
 
 
