@@ -20,7 +20,7 @@ from adapters.merge.export import exporting, gguf_model, llama_cpp
 from adapters.merge.export.cli import main
 from adapters.merge.export.exporting import Wish, export
 from adapters.merge.plan import plan_merge
-from tests.adapters.merge.export.tiny import save_adapter, save_model, save_tokenizer
+from tests.adapters.merge.export.tiny import save_adapter, save_model, save_sentencepiece, save_tokenizer
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: uv pip install xllamacpp")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -165,6 +165,13 @@ def test_a_tokenizer_that_cuts_otherwise_is_seen(merged: Path, tmp_path: Path, m
     with pytest.raises(NotTheSame, match="into other tokens than the source's tokenizer") as refused:
         export(wish(merged, tmp_path / "out", "gguf"))
     assert refused.value.code == "other_tokens"
+
+
+def test_a_chat_that_is_cut_otherwise_between_its_special_tokens_is_seen(tmp_path: Path) -> None:
+    """llama.cpp puts a space behind every special token where it puts one in front of a text."""
+    model = save_sentencepiece(save_model(tmp_path / "model"), first=True)
+    with pytest.raises(NotTheSame, match=r"into other tokens than the source's tokenizer, such as '<\|im_start\|>user"):
+        export(wish(model, tmp_path / "out", "gguf"))
 
 
 @pytest.mark.parametrize(

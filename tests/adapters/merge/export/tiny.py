@@ -79,9 +79,10 @@ def _save(path: Path, tokenizer: Any) -> None:
     tokenizer.save_pretrained(path)
 
 
-def save_sentencepiece(path: Path, *, prefix: bool = True) -> Path:
-    """A BPE over characters with ▁ for spaces and bytes for what is unknown, as Llama 2 and Mistral have it."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+def save_sentencepiece(path: Path, *, prefix: bool = True, first: bool = False) -> Path:
+    """A BPE over characters with ▁ for spaces and bytes for what is unknown, as Llama 2 and Mistral have it. `first`:
+    the space in front is for the beginning of a text only, as in Mistral's later ones."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -94,6 +95,9 @@ def save_sentencepiece(path: Path, *, prefix: bool = True) -> Path:
         vocab_size=VOCABULARY - 3, special_tokens=pieces, limit_alphabet=60, max_token_length=8, show_progress=False
     )
     tokenizer.train_from_iterator([part for line in LINES for part in line.split(" ")], trainer)
+    if first:
+        tokenizer.normalizer = None
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     document = json.loads(tokenizer.to_str())
     document["added_tokens"] = document["added_tokens"][: len(SPECIAL)]
     _save(path, PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(document)), unk_token="<unk>"))
