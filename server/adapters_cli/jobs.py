@@ -52,12 +52,20 @@ def list_jobs(remote: Remote, arguments: argparse.Namespace, console: Console) -
         table.add_row(
             job["id"],
             job["state"],
-            escape(params.get("name", "")),
+            escape(_whose(params)),
             tables.size(job["progress"].get("bytes", 0)),
             escape(params.get("source", "")),
         )
     console.print(table if answer["data"] else "no jobs")
     return answer
+
+
+def _whose(params: dict[str, Any]) -> str:
+    """The adapter that a job makes, or reads."""
+    read, into = params.get("adapter"), params.get("into")
+    if isinstance(read, dict):
+        return str(read["ref"])
+    return str(into["name"]) if isinstance(into, dict) else str(params.get("name", ""))
 
 
 def show(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -37,11 +37,11 @@ async def create_export(request: Request, wired: Wired, response: Response, call
 
 @router.get("")
 async def list_exports(wired: Wired, after: Offset = "", limit: Limit = PAGE) -> dict[str, Any]:
-    """The newest first."""
+    """The newest first, without the whole reports of their merges."""
     found = await asyncio.to_thread(wired.exports.exports)
     ids = [export.id for export in found]
     found = found[ids.index(after) + 1 if after in ids else 0 :]
-    shown = await asyncio.to_thread(lambda: [_shown(wired, export) for export in found[:limit]])
+    shown = await asyncio.to_thread(lambda: [_shown(wired, export, whole=False) for export in found[:limit]])
     return page(shown, "id", len(found) > limit)
 
 
@@ -77,7 +77,7 @@ async def delete_export(export_id: str, wired: Wired, caller: Publisher) -> dict
     return {"id": export_id, "object": "export.deleted", "deleted": True}
 
 
-def _shown(wired: Services, export: Export) -> dict[str, Any]:
+def _shown(wired: Services, export: Export, *, whole: bool = True) -> dict[str, Any]:
     job = wired.exports.job(export)
     where = f"/v1/exports/{export.id}"
     return {
@@ -99,7 +99,7 @@ def _shown(wired: Services, export: Export) -> dict[str, Any]:
             }
             for file in export.files
         ],
-        "report": dict(export.report),
+        "report": {key: value for key, value in export.report.items() if whole or key != "report"},
         "job": None if job is None else job_json(job),
         "created_by": export.created_by,
         "created_at": export.created_at,
