@@ -20,7 +20,9 @@ from adapters.export_store import Export, ExportFile, ExportStore, id_of
 from adapters.job_records import CANCELLED, FAILED, QUEUED, SUCCEEDED
 from adapters.jobs import Job, Jobs
 from adapters.merge.orders import ExportOrder
+from adapters.merge.report import FidelityReport
 from adapters.merge.sizes import export_bytes, parameters, work_bytes
+from adapters.merge.verify import Wishes, require
 from adapters.registry import Registry
 from server.errors import InsufficientStorage, Overloaded
 from server.jobs import Run
@@ -59,6 +61,7 @@ class Exports:
             self.sweep()
             known = self._store.find(export_id)
             if known is not None and self.state(known) not in ENDED_BADLY:
+                self._require_faithful(known, fields)
                 return known, False
             if self._jobs.count(QUEUED, [KIND]) >= MAX_QUEUED:
                 raise Overloaded(f"{MAX_QUEUED} exports wait already; try again when some have ended")
@@ -181,6 +184,12 @@ class Exports:
             for export in self._store.exports():
                 if export.created_at + kept_s <= now and self.state(export) in ENDED_BADLY:
                     self._store.delete(export.id)
+
+    def _require_faithful(self, export: Export, fields: ExportFields) -> None:
+        """What one caller accepted is not accepted for another. Raises Unfaithful."""
+        if (measured := export.report.get("report")) is not None:
+            proof = fields.proof(self._settings.merge_probe_tokens)
+            require(FidelityReport.from_json(measured), Wishes(budget=proof.budget, accept_loss=proof.accept_loss))
 
     @cached_property
     def _parameters(self) -> int:

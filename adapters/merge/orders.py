@@ -13,6 +13,7 @@ from adapters.merge.bases import Asked
 from adapters.merge.combine import Recipe
 from adapters.merge.export.exporting import Format
 from adapters.merge.plan import Dtype
+from adapters.merge.report import Budget
 
 ORDER = "order.json"
 
@@ -40,6 +41,11 @@ class Proof:
     max_loss_increase: float | None = None
     accept_loss: bool = False
     tokens: int = 2048
+
+    @property
+    def budget(self) -> Budget:
+        usual = Budget()
+        return Budget(self.max_kl or usual.max_kl, self.max_loss_increase or usual.max_loss_increase)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from adapters.merge.export.exporting import TOKENS, Wish
 from adapters.merge.export.exporting import export as write_export
 from adapters.merge.orders import ComposeOrder, ExportOrder, MergeOrder, Order, Proof, read_order, recipe_of
 from adapters.merge.plan import Dtype, MergePlan, plan_merge
-from adapters.merge.report import Budget
 from adapters.merge.verify import Wishes, check_of, read_report, summary
 from adapters.upload import PROVENANCE
 
@@ -64,7 +63,7 @@ def merge(order: MergeOrder, tell: Tell) -> Mapping[str, Any]:
 
 def merged(plan: MergePlan, destination: Path, proof: Proof, tell: Tell) -> Mapping[str, Any]:
     """The merge's record, with the whole report as `report` and what stands of it in lists as `fidelity`."""
-    wishes = Wishes(tokens=proof.tokens, budget=_budget(proof), accept_loss=proof.accept_loss)
+    wishes = Wishes(tokens=proof.tokens, budget=proof.budget, accept_loss=proof.accept_loss)
     check = check_of(plan, wishes, _measuring(tell))
     record = write_merged(plan, destination, progress(tell, "merging", plan.size_bytes), check)
     report = read_report(destination)
@@ -138,11 +137,6 @@ def combined(order: ComposeOrder, tell: Tell) -> Mapping[str, Any]:
 def listed(directory: Path) -> list[dict[str, Any]]:
     paths = sorted(path for path in directory.iterdir() if path.is_file())
     return [{"name": path.name, "size_bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
-
-
-def _budget(given: Proof) -> Budget:
-    usual = Budget()
-    return Budget(given.max_kl or usual.max_kl, given.max_loss_increase or usual.max_loss_increase)
 
 
 def _measuring(tell: Tell) -> Callable[[str, int, int], None]:

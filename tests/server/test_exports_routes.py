@@ -211,6 +211,9 @@ def test_what_loses_too_much_is_refused_unless_the_loss_is_accepted(
     taken = made(client, accept_loss=True)
     assert (taken["id"], taken["state"]) == (refused["id"], "ready")
     assert taken["report"]["fidelity"]["within_budget"] is False
+    another = ask(client)
+    assert (another.status_code, another.json()["error"]["code"]) == (422, "unfaithful_merge")
+    assert ask(client, max_kl=0.6).json()["id"] == taken["id"]
 
 
 @pytest.mark.parametrize(
