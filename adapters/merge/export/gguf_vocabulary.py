@@ -45,7 +45,13 @@ def read_vocabulary(model: Path, size: int) -> Vocabulary:
     """`size`: the rows of the embedding; those without a token get a name and are never used. Raises NotExportable."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise NotExportable(
+            f"{model.name} has no tokenizer that transformers can load, and a GGUF file holds one: {error}",
+            code="unknown_tokenizer",
+        ) from error
     if not tokenizer.is_fast:
         raise NotExportable(
             f"the tokenizer of {model.name} is written in Python ({type(tokenizer).__name__}): what it does cannot be "

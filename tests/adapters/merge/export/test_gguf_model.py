@@ -150,6 +150,14 @@ def test_a_tokenizer_that_cuts_in_another_way_is_refused(tmp_path: Path) -> None
     assert refused.value.code == "unknown_tokenizer"
 
 
+def test_a_model_without_a_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
+    copy = changed(model, tmp_path / "copy")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    with pytest.raises(NotExportable, match="no tokenizer that transformers can load"):
+        plan_gguf(BaseModel.read(copy), "f16", Origin("tiny"))
+
+
 def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
     given: list[weakref.ref[Any]] = []
 
