@@ -22,14 +22,22 @@ Compute = Callable[["torch.Tensor"], "torch.Tensor"]
 THROUGH_PEFT = ("IA3", "OFT", "BOFT", "HRA", "FOURIERFT")
 NEEDS_MEMORY = ("BOFT",)
 """Their layers cannot be built on the meta device."""
+TROUBLE = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError)
+"""What PEFT raises for options of other types or values than it expects."""
 WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 """Options that say which modules it is put on; the file says that."""
+MOST: Mapping[str, int] = {"num_cayley_neumann_terms": 64, "boft_n_butterfly_factor": 64}
+"""Options that PEFT loops over, however large they are."""
 UNUSED = ("auto_mapping", "task_type", "base_model_name_or_path", "revision", "peft_version", "runtime_config")
 
 
 def multiplied(source: Source) -> Mapping[str, Compute]:
     """Module → its merge. Raises InvalidAdapter where the file is not what PEFT would read."""
     multiplying(source)
+    for option, most in MOST.items():
+        value = source.config.get(option, 1)
+        if type(value) is not int or not 0 <= value <= most:
+            raise refuse("bad_config", f"{option} is {str(value)[:120]!r}, expected a whole number up to {most}")
     found: dict[str, dict[str, Any]] = {}
     for name, span in source.spans.items():
         module = _module_of(name, source)
@@ -46,11 +54,8 @@ def _module_of(name: str, source: Source) -> str:
 
 def _require_expected(source: Source, module: str, parts: Parts) -> None:
     device = "cpu" if source.kind in NEEDS_MEMORY else "meta"
-    with _quiet():
-        try:
-            expected = _expected(source, module, device)
-        except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
-            raise refuse("bad_config", f"PEFT cannot put this {source.kind} on {module}: {error}") from error
+    with _quiet(), _told(source, module, (*TROUBLE, RuntimeError)):
+        expected = _expected(source, module, device)
     got = {name: span.shape for name, span in parts.items()}
     if got != expected:
         raise refuse("shape_mismatch", f"{module}: the file has {got}, PEFT expects {expected}")
@@ -67,9 +72,9 @@ def _merged(source: Source, module: str, parts: Parts, weight: torch.Tensor) -> 
     import torch
     from peft.utils import set_peft_model_state_dict
 
-    with _quiet(), torch.no_grad():
+    values = {name: torch.from_numpy(source.values(span)) for name, span in parts.items()}
+    with _quiet(), _told(source, module, TROUBLE), torch.no_grad():
         root = _with_layer(source, module, weight, "cpu")
-        values = {name: torch.from_numpy(source.values(span)) for name, span in parts.items()}
         set_peft_model_state_dict(root, values)
         layer = root.get_submodule(module)
         layer.merge()
@@ -106,6 +111,14 @@ def _config(source: Source, module: str) -> Any:
         before = source.spans[f"{module}.ia3_l"].shape == (1, source.base.modules[module][1])
         kept["feedforward_modules"] = [module] if before else []
     return get_peft_config({**kept, "peft_type": source.kind, "target_modules": [module], "inference_mode": True})
+
+
+@contextmanager
+def _told(source: Source, module: str, trouble: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except trouble as error:
+        raise refuse("bad_config", f"PEFT cannot put this {source.kind} on {module}: {error!r:.300}") from error
 
 
 @contextmanager

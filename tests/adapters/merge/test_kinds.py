@@ -172,3 +172,26 @@ def test_tokens_that_do_not_fit_are_refused(base: BaseModel, pristine: Any, tmp_
     with pytest.raises(InvalidAdapter) as refused:
         plan_merge(tmp_path / "a", base, "original")
     assert refused.value.code in ("bad_config", "shape_mismatch")
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("OFT", "num_cayley_neumann_terms", {"x": "y"}),
+        ("OFT", "num_cayley_neumann_terms", 10**9),
+        ("OFT", "oft_block_size", "x"),
+        ("BOFT", "boft_block_size", 0),
+        ("HRA", "rank_pattern", [1]),
+        ("FourierFT", "scaling", None),
+        ("FourierFT", "n_frequency_pattern", True),
+    ],
+)
+def test_options_that_peft_stumbles_over_are_refused(
+    base: BaseModel, pristine: Any, tmp_path: Path, name: str, option: str, value: object
+) -> None:
+    make(fitting(ZOO[name]), pristine, tmp_path / "a")
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {option: value}))
+    with pytest.raises(InvalidAdapter, match=r"PEFT cannot put|a whole number up to") as refused:
+        list(merged_tensors(plan_merge(tmp_path / "a", base, "original")))
+    assert refused.value.code == "bad_config"
