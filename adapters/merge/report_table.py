@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,32 +31,32 @@ def label(variant: VariantReport) -> str:
         return f"{base} + adapter, {stored}"
     if variant.part == "base":
         return f"{base} alone"
-    return f"merged onto {ONTO[variant.base]}, {stored}"
+    return f"merged, {ONTO[variant.base]}, {stored}"
 
 
 def variants_table(report: FidelityReport) -> Table:
     texts = f"{report.task_tokens} tokens: {report.probes}; {report.general_tokens} of general text"
-    shown = Table(title=escape(texts), title_justify="left")
-    shown.add_column("nats per token")
-    for heading in ("task loss", "KL", "mean |Δ|", "largest |Δ|", "same top token", "general loss"):
+    shown = Table(title=escape(texts), title_justify="left", box=SIMPLE, pad_edge=False)  # else wider than 80 columns
+    shown.add_column("nats per token", no_wrap=True)
+    for heading in ("loss", "KL", "mean |Δ|", "max |Δ|", "top 1", "general"):
         shown.add_column(heading, justify="right")
     for variant in report.variants:
         task = variant.task
         shown.add_row(
             label(variant),
-            f"{task.loss:.4f}",
+            f"{task.loss:.3f}",
             f"{task.kl:.4f}",
-            f"{task.mean_change:.4f}",
-            f"{task.largest_change:.3f}",
+            f"{task.mean_change:.3f}",
+            f"{task.largest_change:.2f}",
             f"{task.same_top:.1%}",
-            f"{variant.general.loss:.4f}",
+            f"{variant.general.loss:.3f}",
             style="bold" if variant.name == report.judged else None,
         )
     return shown
 
 
 def formats_table(report: FidelityReport) -> Table:
-    shown = Table("of the change of the weights")
+    shown = Table("of the change of the weights", box=SIMPLE, pad_edge=False)
     for heading in ("kept", "worst tensor", "noise / change"):
         shown.add_column(heading, justify="right")
     for each in sorted(report.formats, key=lambda each: each.base != report.onto):

@@ -101,7 +101,7 @@ def test_it_survives_json(report: FidelityReport) -> None:
 
 def test_it_is_shown_and_drawn(report: FidelityReport, tmp_path: Path) -> None:
     output = StringIO()
-    show(report, report.within(Budget(max_kl=0.0)), Console(file=output, width=140))
+    show(report, report.within(Budget(max_kl=0.0)), Console(file=output, width=80))
     text = output.getvalue()
     assert all(label(variant) in text for variant in report.variants)
     assert "above the budget: KL to the adapter on task" in text
