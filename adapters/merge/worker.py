@@ -18,6 +18,7 @@ from adapters.background import Duty, Tell, serve
 from adapters.checksums import sha256_of
 from adapters.json_document import read_document
 from adapters.merge.apply import write_merged
+from adapters.merge.bases import for_nf4
 from adapters.merge.compose import compose
 from adapters.merge.documents import EXPORT_RECORD
 from adapters.merge.export.exporting import TOKENS, Wish
@@ -110,7 +111,10 @@ def exported(order: ExportOrder, source: Path, tell: Tell) -> dict[str, Any]:
 
 
 def _merged_as(dtype: Dtype, order: ExportOrder, destination: str, tell: Tell) -> Mapping[str, Any]:
-    return merge(MergeOrder(order.adapter, order.base, destination, order.values, dtype, order.proof), tell)
+    tell({"stage": "planning"})
+    base = order.base.read()
+    values = for_nf4(base, order.values) if order.format == "nf4" else order.values
+    return merged(plan_merge(Path(order.adapter), base, values, dtype), Path(destination), order.proof, tell)
 
 
 def _kept(done: Mapping[str, Any]) -> dict[str, Any]:

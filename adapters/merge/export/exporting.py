@@ -112,7 +112,7 @@ def _open(wish: Wish, outtype: str, scratch: Path, told: Told) -> Opened:
     """Raises NotExportable before anything large is written, where it can be known."""
     if wish.format == "gguf-lora":
         return _open_lora(wish, outtype)
-    found = merged(wish.source, wish.base, wish.values, scratch, told)
+    found = merged(wish.source, wish.base, wish.values, scratch, told, to_nf4=wish.format == "nf4")
     origin = origin_of(found.model.path, wish.name, wish.license or (license_of(wish.base) if wish.base else None))
     made: Export
     if wish.format == "hf":

@@ -12,7 +12,7 @@ from adapters.base import CONFIG, BaseModel
 from adapters.base_weights import BaseWeights
 from adapters.errors import NotExportable
 from adapters.merge.apply import write_merged
-from adapters.merge.bases import Asked
+from adapters.merge.bases import Asked, for_nf4
 from adapters.merge.export.progress import Counter, Told
 from adapters.merge.plan import MergePlan, plan_merge
 from adapters.upload import CONFIG as ADAPTER_CONFIG
@@ -41,12 +41,15 @@ def require_base(source: Path, base: Path | None) -> BaseModel:
     return BaseModel.read(base)
 
 
-def merged(source: Path, base: Path | None, values: Asked, scratch: Path, told: Told) -> Merged:
+def merged(
+    source: Path, base: Path | None, values: Asked, scratch: Path, told: Told, *, to_nf4: bool = False
+) -> Merged:
     """Raises NotExportable for what is neither; InvalidAdapter and MergeError from merging."""
     if not is_adapter(source):
         _require_plain(source)
         return Merged(BaseModel.read(source), lambda stored: None)
-    plan = plan_merge(source, require_base(source, base), values, "float32")
+    beneath = require_base(source, base)
+    plan = plan_merge(source, beneath, for_nf4(beneath, values) if to_nf4 else values, "float32")
     write_merged(plan, scratch / "merged", Counter(told, "merging in fp32", plan.size_bytes))
     model = BaseModel.read(scratch / "merged")
     chosen = f"merged into the {plan.choice.values} values of the base: {plan.choice.reason}"
