@@ -49,7 +49,10 @@ PROMPTS = (
     "What does a baker do in the morning?",
     "Explain to a child what a river is.",
 )
-FLAGS = ("--quantization", "none", "--dtype", "float32", "--kv-cache-memory-bytes", "300000000")
+FLAGS = (
+    *("--quantization", "none", "--dtype", "float32", "--kv-cache-memory-bytes", "300000000"),
+    *("--merge-probe-tokens", "256"),  # it is not the question here what a merge keeps
+)
 Question = tuple[str, str, str]
 """Endpoint, model, prompt."""
 

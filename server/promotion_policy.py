@@ -176,10 +176,10 @@ class _Look:
     def _of_standing(self, ref: str, standing: Standing) -> Decision:
         """It stays, unless few have asked for it for long, or somebody is much more asked and has no place."""
         told, life = self._told(ref), self._now - standing.since
+        if standing.is_changing:
+            return self._is("keep", ref, f"{ref} is being built, measured or ended; {told}")
         if standing.by_hand:
             return self._is("keep", ref, f"{ref} was promoted by hand and stays until that is taken back; {told}")
-        if standing.is_changing:
-            return self._is("keep", ref, f"{ref} is being built or measured; {told}")
         if life < self._rules.min_life_s:
             lived = f"has had its engine for {life:.0f} of at least {self._rules.min_life_s:.0f} s"
             return self._is("keep", ref, f"{ref} {lived}; {told}")
