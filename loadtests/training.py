@@ -1,7 +1,9 @@
 """Our training against TRL's: seconds a step, peak memory, loss at the end. `python -m loadtests.training`
 
 Both train a LoRA on the demo base in NF4 on the same rows, one process after the other, alternating: with gradient
-checkpointing, which is TRL's default, and without, which is ours. Needs TRL, which nothing else here does:
+checkpointing, which is TRL's default, and without, which is ours. Every repetition has a seed of its own, for both: the
+order of the rows and the first A go by it, and the loss of a run so short goes by them. Needs TRL, which nothing else
+here does:
 
     pip install --target .cache/trl --no-deps 'trl==1.16.*' datasets multiprocess xxhash dill pyarrow pandas
     python -m loadtests.training --trl .cache/trl
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -34,6 +37,8 @@ OURS, THEIRS = "ours", "trl"
 QUESTIONS = 3
 """Of the demo's rows in one of these: about 150 tokens, half of them trained."""
 HELD_OUT = 12
+SEED = 42
+"""Of the first repetition."""
 WARM_UP = 2
 """Steps at the beginning that are not timed."""
 MISSING = """TRL cannot be imported ({}). For this comparison only:
@@ -72,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for checkpointing in (False, True):
                 for side in (OURS, THEIRS) if number % 2 == 0 else (THEIRS, OURS):
                     place = Path(scratch) / f"{number}-{checkpointing}-{side}"
-                    bench = Bench(place, arguments.model, arguments.steps, arguments.batch, checkpointing, environment)
+                    fixed = (arguments.model, arguments.steps, arguments.batch, checkpointing, environment)
+                    bench = Bench(place, *fixed, seed=SEED + number)
                     found.setdefault((checkpointing, side), []).append(bench.run(side))
     _print(found)
     return 0
@@ -88,22 +94,23 @@ class Bench:
     batch: int
     checkpointing: bool
     environment: dict[str, str]
-    seed: int = 42
+    seed: int
     learning_rate: float = 1e-3
 
     def run(self, side: str) -> Outcome:
         self.place.mkdir()
         held_out, train = combined_rows()
         (self.place / "held_out.json").write_text(json.dumps(held_out))
-        seconds, peak = self._ours(train) if side == OURS else self._theirs(train)
+        seconds, peak = self._ours(train, held_out) if side == OURS else self._theirs(train)
         command = ["-m", "loadtests.training_loss", str(self.base.resolve()), str(self.place)]
         return Outcome(statistics.median(seconds[WARM_UP:]), peak, float(self._child(command)[0].splitlines()[-1]))
 
-    def _ours(self, train: list[dict[str, Any]]) -> tuple[list[float], int]:
+    def _ours(self, train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> tuple[list[float], int]:
+        """All rows are trained, as TRL trains them."""
         values = {
             "model": {"model_name_or_path": str(self.base.resolve())},
             "peft": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-            "data": {"train": ["rows.jsonl"], "max_length": 512, "eval_split": 0.01},
+            "data": {"train": ["rows.jsonl"], "eval": "held_out.jsonl", "max_length": 512},
             "training": {
                 "max_steps": self.steps,
                 "per_device_train_batch_size": self.batch,
@@ -116,7 +123,8 @@ class Bench:
             "eval": {"eval_steps": "never"},
             "output": {"output_dir": str(self.place / "adapter"), "name": "bench", "save_steps": "never"},
         }
-        (self.place / "rows.jsonl").write_text("\n".join(map(json.dumps, train)))
+        for name, rows in (("rows", train), ("held_out", held_out)):
+            (self.place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (self.place / "run.yaml").write_text(yaml.safe_dump(values))
         _, peak = self._child(["-m", "adapters.train", "run", str(self.place / "run.yaml")])
         lines = map(json.loads, (self.place / "adapter" / "log.jsonl").read_text().splitlines())
@@ -194,20 +202,37 @@ def _missing(environment: dict[str, str]) -> str:
 
 
 def _print(found: dict[tuple[bool, str], list[Outcome]]) -> None:
-    table = Table(title="ours / TRL's, with 95 % confidence intervals; medians of the repetitions")
-    for heading in ("gradient checkpointing", "", "ours", "TRL", "ratio"):
+    table = Table(
+        title="ours / TRL's, with 95 % confidence intervals; medians of the repetitions. Loss: mean ± standard error"
+    )
+    for heading in ("gradient checkpointing", "", "ours", "TRL", "ratio, of the loss the difference"):
         table.add_column(heading, justify="right" if heading not in ("gradient checkpointing", "") else "left")
     for checkpointing in (False, True):
         ours, theirs = found[checkpointing, OURS], found[checkpointing, THEIRS]
         for what, form, field, unit in (
             ("seconds a step", "{:.2f}", "step_s", 1),
             ("peak memory, MB", "{:.0f}", "peak_bytes", 1e6),
-            ("held-out loss", "{:.3f}", "loss", 1),
         ):
             values = [[getattr(outcome, field) / unit for outcome in side] for side in (ours, theirs)]
             medians = [form.format(statistics.median(side)) for side in values]
             table.add_row("on" if checkpointing else "off", what, *medians, _shown(ratio(values[0], values[1])))
+        losses = [[outcome.loss for outcome in side] for side in (ours, theirs)]
+        table.add_row("on" if checkpointing else "off", "held-out loss", *map(_spread, losses), _difference(*losses))
     Console().print(table)
+
+
+def _spread(losses: list[float]) -> str:
+    return f"{statistics.mean(losses):.3f} ± {_error(losses):.3f}"
+
+
+def _difference(ours: list[float], theirs: list[float]) -> str:
+    """With its standard error, over seeds."""
+    return f"{statistics.mean(ours) - statistics.mean(theirs):+.3f} ± {math.hypot(_error(ours), _error(theirs)):.3f}"
+
+
+def _error(values: list[float]) -> float:
+    """Of their mean; nothing is known of it from one."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _shown(interval: Interval) -> str:
