@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import BaseModel
-from adapters.errors import ConfigError, DataError, JobCancelled, JobLost, NotFound, NotServable, TrainError
+from adapters.errors import (
+    ConfigError,
+    DataError,
+    JobCancelled,
+    JobLost,
+    NotFound,
+    NotServable,
+    TrainError,
+    WouldNotFit,
+)
 from adapters.file_store import DataFile, FileStore
 from adapters.job_records import QUEUED
 from adapters.jobs import Job, Jobs
@@ -65,7 +74,7 @@ STOP_S = 120.0
 EVENTS = 100
 """Steps of a run that become events; a run of more leaves some out, as few events of a job are kept."""
 DEFAULT_SEED = 42
-ERRORS = {kind.code: kind for kind in (ConfigError, DataError, NotServable)}
+ERRORS = {kind.code: kind for kind in (ConfigError, DataError, NotServable, WouldNotFit)}
 """Of what the training process says; anything else is a TrainError."""
 
 

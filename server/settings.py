@@ -175,8 +175,8 @@ class Settings(BaseSettings):
     fine_tuning: bool = True
     """Whether publishers may have adapters trained here, on the CPU, by a process beside the engine."""
     fine_tuning_memory_bytes: int | None = Field(default=None, ge=1 << 28)
-    """What that process may take; a run that needs more fails. By default no limit of ours, but it is the first to be
-    killed when the machine's memory is short."""
+    """What that process may take; a run that would need more is refused before it starts. By default what the machine
+    has, but it is the first to be killed when that is short."""
     fine_tuning_threads: int = Field(default=1, ge=1)
     """Cores that it computes with, as far as the engine leaves them to it."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,27 @@ class Linear:
     columns: int
     """in_features"""
     count: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which linear modules get an adapter, and of what rank."""
+
+    r: int
+    """0: none has a rank, as of IA³ or of prompts."""
+    targets: Collection[str] | None = None
+    """Names of modules; None: all linear modules of the blocks."""
+    pattern: Mapping[str, int] = field(default_factory=dict)
+    """End of a module's name → its rank, where it is another than `r`; `layers.3.self_attn.q_proj` is of one layer."""
+
+    def sum_over(self, linear: Linear) -> int:
+        """Of all modules of this name and shape."""
+        total = self.r * linear.count
+        for key, rank in self.pattern.items():
+            *path, name = key.split(".")
+            if name == linear.name:
+                total += (rank - self.r) * (1 if any(part.isdigit() for part in path) else linear.count)
+        return total
 
 
 @dataclass(frozen=True)
@@ -62,9 +83,13 @@ class Architecture:
             raise ConfigError(f"peft.target_modules: this base has no {', '.join(unknown)}; it has {', '.join(known)}")
         return tuple(each for each in self.linears if targets is None or each.name in targets)
 
-    def adapter_parameters(self, r: int, targets: Collection[str] | None = None) -> int:
+    def adapter_parameters(self, ranks: Ranks) -> int:
         """LoRA (Hu et al. 2021, section 4.1): a weight of d × k gets r · (d + k)."""
-        return sum(r * (each.rows + each.columns) * each.count for each in self.targeted(targets))
+        return sum(ranks.sum_over(each) * (each.rows + each.columns) for each in self.targeted(ranks.targets))
+
+    def rank_sum(self, ranks: Ranks) -> int:
+        """Of all adapted modules."""
+        return sum(ranks.sum_over(each) for each in self.targeted(ranks.targets))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from adapters.errors import ConfigError, DataError, Diverged
 from adapters.train.architecture import Architecture, architecture_of, read_config
 from adapters.train.config import TrainConfig
+from adapters.train.forecast import ranks_of
 
 RESULTS = "sweep.jsonl"
 DOUBLE = "2r"
@@ -137,6 +138,4 @@ def _run(point: Point, config: TrainConfig, key: str, parameters: int, run: Run)
 
 
 def _trained(architecture: Architecture, config: TrainConfig) -> int:
-    named = config.peft.modules_for_peft()
-    rank = config.peft.rank(architecture.parameters)
-    return architecture.adapter_parameters(rank, named if isinstance(named, list) else None)
+    return architecture.adapter_parameters(ranks_of(config, architecture))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,14 @@ def parse_bytes(text: str) -> int:
 
 
 def limit_bytes() -> int:
-    """Of the first CUDA device, where there is one; else of the machine, or of this cgroup where that is less."""
+    """Of the first CUDA device, where there is one; else of the machine, or what this cgroup or this process may take
+    where that is less."""
     if device := _cuda():
         return int(device.get_device_properties(0).total_memory)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(int(text) for text in _cgroup_limits() if text.isdigit())])
+    own, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [machine, *(int(text) for text in _cgroup_limits() if text.isdigit())]
+    return min(limits if own == resource.RLIM_INFINITY else [*limits, own])
 
 
 def _cgroup_limits() -> Iterator[str]:
@@ -45,7 +49,7 @@ def _cgroup_limits() -> Iterator[str]:
 @dataclass
 class Usage:
     peak: int = 0
-    """Bytes at most, above what the process held before."""
+    """Bytes at most: of this process, or on a GPU of what torch held there."""
 
 
 @contextlib.contextmanager
@@ -59,14 +63,9 @@ def measured() -> Iterator[Usage]:
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text(RESET_PEAK)
-    before = _resident("VmRSS")
     yield usage
-    usage.peak = max(_resident("VmHWM") - before, 0)
-
-
-def _resident(name: str) -> int:
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    usage.peak = int(line.split()[1]) * 1024
 
 
 def has_cuda() -> bool:

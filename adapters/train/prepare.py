@@ -42,6 +42,11 @@ class Prepared:
     general: list[Example]
     survey: Survey
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of it, as the model gets it."""
+        return max(len(example.ids) for example in (*self.epoch, *self.held_out, *self.general))
+
 
 def prepare(data: DataSection, evaluation: EvalSection, tokenizer: Any) -> Prepared:
     """DataError says all that is wrong, with places."""

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.train.architecture import Architecture, architecture_of
-from adapters.train.estimate import Workload, constant_bits, full, qlora
+from adapters.train.activations import Workload
+from adapters.train.architecture import Architecture, Ranks, architecture_of
+from adapters.train.estimate import constant_bits, full, qlora
 
 LLAMA_8B: dict[str, Any] = {
     "model_type": "llama",
@@ -50,13 +51,14 @@ def quoted_figures() -> Iterator[Quoted]:
     )
     yield Quoted(
         "LLaMA-8B: LoRA trains 4M parameters",
-        f"{architecture_of(LLAMA_7B).adapter_parameters(8, QV):,} are LLaMA-7B's at r=8 on q and v; "
-        f"Llama-3-8B has {eight.adapter_parameters(8, QV):,} there, {eight.adapter_parameters(8):,} on all seven",
+        f"{architecture_of(LLAMA_7B).adapter_parameters(Ranks(8, QV)):,} are LLaMA-7B's at r=8 on q and v; "
+        f"Llama-3-8B has {eight.adapter_parameters(Ranks(8, QV)):,} there, "
+        f"{eight.adapter_parameters(Ranks(8)):,} on all seven",
         False,
     )
     yield Quoted(
         "Mistral-7B, r=16 on seven module types: 6,815,744, 0.0941 %",
-        f"that is q and v only; all seven are {mistral.adapter_parameters(16):,}, {_share(mistral, 16):.3%}",
+        f"that is q and v only; all seven are {mistral.adapter_parameters(Ranks(16)):,}, {_share(mistral, 16):.3%}",
         False,
     )
     yield Quoted(
@@ -65,7 +67,9 @@ def quoted_figures() -> Iterator[Quoted]:
         "embeddings, lm_head and norms stay at 16",
         True,
     )
-    yield Quoted("65B: QLoRA on one card of 48 GB", _gb(qlora(architecture_of(LLAMA_65B), ONE_ROW, r=64).total), True)
+    yield Quoted(
+        "65B: QLoRA on one card of 48 GB", _gb(qlora(architecture_of(LLAMA_65B), ONE_ROW, Ranks(64)).total), True
+    )
     yield Quoted(
         "65B: full fine-tuning takes 780 GB",
         f"{_gb(12 * architecture_of(LLAMA_65B).parameters)} at 2 + 2 + 8 bytes a parameter, Adam in fp32",
@@ -88,7 +92,7 @@ def _three(architecture: Architecture) -> str:
 
 
 def _share(architecture: Architecture, r: int) -> float:
-    trained = architecture.adapter_parameters(r)
+    trained = architecture.adapter_parameters(Ranks(r))
     return trained / (architecture.parameters + trained)
 
 

@@ -80,9 +80,14 @@ class Trained:
     """What had to be worked around on this machine."""
 
 
-def train(config: TrainConfig, watch: Watch | None = None, stop: StopRequest | None = None) -> Trained:
-    """`stop`: set its `by` from elsewhere to have a checkpoint made and RunStopped raised."""
-    material = read_material(config)
+def train(
+    config: TrainConfig,
+    watch: Watch | None = None,
+    stop: StopRequest | None = None,
+    material: Material | None = None,
+) -> Trained:
+    """`stop`: set its `by` from elsewhere to have a checkpoint made and RunStopped raised. `material`: if read."""
+    material = material or read_material(config)
     with opened(config, identity(config, material.data)) as run, tracked(config) as trackers:
         setup = load(config, material)
         state = begin(setup, config, run)

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.background import Duty, Tell, serve
+from adapters.errors import WouldNotFit
+from adapters.train.allocator import use_huge_pages
 from adapters.train.config import TrainConfig, load_config
+from adapters.train.forecast import forecast
+from adapters.train.memory import limit_bytes
 from adapters.train.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -33,30 +37,34 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(config: TrainConfig, tell: Tell) -> None:
-    """Nothing to do where a predecessor had come to its end already."""
+    """Nothing to do where a predecessor had come to its end already. All that can be wrong with the data is found, and
+    what would not fit is refused, before the base is loaded. Raises DataError and WouldNotFit."""
     if config.output.output_dir.exists():
         return
     tell({"stage": "validating"})
+    use_huge_pages()
     with quiet_libraries():
-        tell({"stage": "training", **check_data(config)})
-        learn(config, tell)
+        from adapters.train.recipe import read_material, train
+
+        material = read_material(config)
+        require_room(config, material.data.longest_row)
+        rows = {"train_rows": len(material.data.examples), "held_out_rows": len(material.data.held_out)}
+        tell({"stage": "training", **rows})
+
+        def watch(step: Step, total: int) -> None:
+            tell({"step": asdict(step), "total_steps": total})
+
+        train(config, watch=watch, material=material)
 
 
-def check_data(config: TrainConfig) -> dict[str, int]:
-    """Everything that can be wrong with it is found here, before the base is loaded. Raises DataError."""
-    from adapters.train.recipe import read_material
-
-    data = read_material(config).data
-    return {"train_rows": len(data.examples), "held_out_rows": len(data.held_out)}
-
-
-def learn(config: TrainConfig, tell: Tell) -> None:
-    from adapters.train.recipe import train
-
-    def watch(step: Step, total: int) -> None:
-        tell({"step": asdict(step), "total_steps": total})
-
-    train(config, watch=watch)
+def require_room(config: TrainConfig, longest_row: int) -> None:
+    found, limit = forecast(config, longest_row), limit_bytes()
+    if found.needed > limit:
+        raise WouldNotFit(
+            f"training would take about {found.needed / 1e6:,.0f} MB, and may take {limit / 1e6:,.0f} MB "
+            f"(fine_tuning_memory_bytes, or what the machine has); batches are {found.load.batch} rows of up to "
+            f"{found.load.tokens} tokens: use a smaller batch_size or max_length, or gradient_checkpointing"
+        )
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
     show(configuration.configuration(arguments), arguments.show, Console())
 
 
-def show(config: TrainConfig, rows: int, console: Console) -> None:
-    """DataError where a gate refuses the data."""
+def show(config: TrainConfig, rows: int, console: Console) -> int:
+    """The tokens of the longest row. DataError where a gate refuses the data."""
     with quiet_libraries():
         from adapters.train import survey, viewer
         from adapters.train.model import load_tokenizer
@@ -40,3 +40,4 @@ def show(config: TrainConfig, rows: int, console: Console) -> None:
     for drawn in viewer.draw_all(data.examples[: max(0, rows)], tokenizer):
         console.print()
         console.print(drawn, soft_wrap=True)
+    return data.longest_row

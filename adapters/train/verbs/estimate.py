@@ -53,8 +53,8 @@ def show(found: Forecast, limit: int, console: Console) -> None:
     console.print(
         f"{found.architecture.parameters:,} parameters, {found.trained:,} trained with an adapter ({share:.3%}); "
         f"batch {found.load.batch} × {found.load.tokens} tokens at most, {found.load.optimizer}. "
-        f"{found.chosen} takes [bold]{in_words(found.total)}[/] of {in_words(limit)}, beside about 0.5 GB of libraries "
-        "on a CPU."
+        f"{found.chosen} takes [bold]{in_words(found.needed)}[/] of {in_words(limit)}"
+        + (f", at its peak {in_words(found.total)} with its file." if found.total > found.needed else ".")
     )
     if found.chosen == QLORA and found.total > 0.95 * found.terms[LORA].total:
         console.print("[yellow]4 bits save next to nothing here: activations and logits weigh more than the weights[/]")

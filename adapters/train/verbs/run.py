@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from adapters.train.allocator import use_huge_pages
 from adapters.train.config import TrainConfig
 from adapters.train.forecast import forecast, require_fit
 from adapters.train.handover import check_servable, upload
@@ -43,8 +44,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
 def dry_run(config: TrainConfig, arguments: argparse.Namespace, console: Console) -> None:
     """All that a run refuses before it loads a weight, in the same words and with the same exit codes."""
     require_installed(config.output.report_to)
-    check.show(config, 1, console)
-    expected = forecast(config)
+    expected = forecast(config, check.show(config, 1, console))
     show(expected, limit_of(arguments), console)
     require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
 
@@ -53,13 +53,15 @@ def train_and_hand_over(config: TrainConfig, arguments: argparse.Namespace, cons
     require_installed(config.output.report_to)
     if config.peft.foreseen:
         console.print(f"[yellow]not servable:[/] {config.peft.foreseen}", soft_wrap=True)
-    expected = forecast(config)
-    require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
+    use_huge_pages()
     with quiet_libraries(), console.status("loading torch, transformers and peft"):
-        from adapters.train.recipe import train
+        from adapters.train.recipe import read_material, train
     begun = time.monotonic()
     with quiet_libraries(), measured() as memory:
-        trained = train(config)
+        material = read_material(config)
+        expected = forecast(config, material.data.longest_row)
+        require_fit(expected, limit_of(arguments), ignore=arguments.ignore_memory)
+        trained = train(config, material=material)
     _show(trained, time.monotonic() - begun, console)
     console.print(f"peak memory {in_words(memory.peak)} measured, {in_words(expected.total)} estimated")
     output = config.output

@@ -43,6 +43,19 @@ def test_what_takes_more_memory_than_it_may_is_told_and_ends_well(directory: Pat
     assert process.returncode == 0
 
 
+def test_what_would_not_fit_is_refused_before_the_base_is_loaded(directory: Path) -> None:
+    rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(40)]
+    (directory / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    with begun(directory, "--memory-bytes", "600000000") as process:
+        assert process.stdout is not None
+        validating, refused = [json.loads(line) for line in process.stdout]
+    assert validating == {"stage": "validating"}
+    assert refused["error"]["code"] == "would_not_fit"
+    assert "MB, and may take 600 MB (fine_tuning_memory_bytes" in refused["error"]["message"]
+    assert "use a smaller batch_size" in refused["error"]["message"]
+    assert process.returncode == 0
+
+
 def test_it_goes_at_once_when_its_parent_closes_its_input(directory: Path) -> None:
     with begun(directory) as process:
         assert process.stdout is not None
