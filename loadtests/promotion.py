@@ -28,6 +28,7 @@ from typing import Any
 import httpx
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from adapters.base import BaseModel
@@ -61,6 +62,7 @@ Question = tuple[str, str, str]
 class Outcome:
     answers: int = 0
     by_way: Counter[str] = field(default_factory=Counter)
+    was_killed: bool = False
     failed: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _serve(scratch / "promoting", base, _rules(seconds)) as server:
             outcome, stories = asyncio.run(_under_load(server, base, paths, right, seconds, arguments.seed))
     _print(outcome, stories)
-    return 1 if outcome.failed or outcome.wrong or not stories else 0
+    return 1 if outcome.failed or outcome.wrong or _missing(outcome, stories) else 0
 
 
 def _serve(directory: Path, base: BaseModel, flags: Sequence[str]) -> ServerProcess:
@@ -144,7 +146,7 @@ async def _right_answers(
 
 
 def _say(what: str) -> None:
-    Console(stderr=True).print(what, highlight=False)
+    Console(stderr=True, markup=False, highlight=False).print(what, soft_wrap=True)
 
 
 async def _learn(
@@ -219,7 +221,6 @@ async def _watch(client: httpx.AsyncClient, server: ServerProcess, outcome: Outc
     """Tell of every change, and kill the first merged engine that has stood for a while."""
     known: dict[str, str] = {}
     ready_since: float | None = None
-    killed = False
     while True:
         residency = (await client.get("/v1/residency")).raise_for_status().json()
         stories = (await client.get("/v1/promotions")).raise_for_status().json()["data"]
@@ -231,10 +232,10 @@ async def _watch(client: httpx.AsyncClient, server: ServerProcess, outcome: Outc
         known = now
         ready = any(each["state"] == "ready" for each in residency["merged"])
         ready_since = (ready_since or time.monotonic()) if ready else None
-        if not killed and ready_since is not None and time.monotonic() - ready_since > seconds / 30:
+        if not outcome.was_killed and ready_since is not None and time.monotonic() - ready_since > seconds / 30:
             victim = _engines(server)[-1]
             victim.kill()
-            killed = True
+            outcome.was_killed = True
             outcome.say(f"kill -9 of the merged engine's process {victim.pid}")
         await asyncio.sleep(0.25)
 
@@ -296,11 +297,20 @@ def _print(outcome: Outcome, stories: Sequence[Mapping[str, Any]]) -> None:
         figures, measured = story["figures"], story["figures"].get("measured") or {}
         row = [figures.get("share"), figures.get("build_s"), measured.get("speedup")]
         shown = ["" if value is None else f"{value:.2f}" for value in row]
-        table.add_row(story["adapter"], story["state"], *shown, story["reason"])
+        table.add_row(story["adapter"], story["state"], *shown, escape(story["reason"]))
     console.print(table)
     ways = ", ".join(f"{count} of {what}" for what, count in sorted(outcome.by_way.items()))
     console.print(f"{outcome.answers} answers: {ways}", highlight=False)
     console.print(f"{len(outcome.failed)} failed, {len(outcome.wrong)} wrong", highlight=False)
+    for missing in _missing(outcome, stories):
+        console.print(f"not shown: {missing}; more minutes may help", highlight=False)
+
+
+def _missing(outcome: Outcome, stories: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What should have happened meanwhile, and did not."""
+    switched = {story["adapter"] for story in stories if story["switched_at"] is not None}
+    missing = [f"{adapter} was not promoted" for adapter in (FIRST, SECOND) if adapter not in switched]
+    return missing if outcome.was_killed else [*missing, "no merged engine was killed"]
 
 
 if __name__ == "__main__":
