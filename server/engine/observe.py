@@ -45,7 +45,6 @@ class ObservedEngine:
 
 async def _observed(outputs: AsyncIterator[Any], request_id: str, seen: Observation) -> AsyncIterator[Any]:
     started = time.perf_counter()
-    first_token: float | None = None
     prompt_counted = False
     seen.unfinished.add(request_id)
     async for output in outputs:
@@ -54,11 +53,10 @@ async def _observed(outputs: AsyncIterator[Any], request_id: str, seen: Observat
             seen.stats.prompt_ids += output.prompt_token_ids
             prompt_counted = True
         _count(output, seen.stats, started)
-        if first_token is None and seen.stats.generated_tokens:
-            first_token = time.perf_counter()
         if output.finished:
             seen.unfinished.discard(request_id)
-            seen.stats.decode_s = time.perf_counter() - (first_token or started)
+            # Not from its first output: an answer that is not streamed comes as a whole.
+            seen.stats.decode_s = max(0.0, time.perf_counter() - started - (seen.stats.ttft_s or 0.0))
         if output.metrics is not None and output.metrics.is_corrupted:
             seen.stats.corrupted = True
             raise CorruptedOutput("the model produced NaN logits for this request; its output was discarded")
