@@ -26,6 +26,8 @@ from server.errors import BadRequest, EngineUnavailable
 
 _vocabulary: dict[str, int] = {}
 """Every word that any fake engine has seen → its token."""
+FIRST_ID = 1 << 20
+"""Beyond every real vocabulary: what a client sends as token numbers is not taken for words of ours."""
 
 Fault = Literal["refused", "nan", "death"]
 
@@ -178,12 +180,13 @@ def _prompt(generation: Generation) -> str:
 
 
 def _ids(words: Sequence[str]) -> list[int]:
-    return [_vocabulary.setdefault(word, len(_vocabulary)) for word in words]
+    return [_vocabulary.setdefault(word, FIRST_ID + len(_vocabulary)) for word in words]
 
 
 def _words_of(tokens: Sequence[int]) -> list[str]:
+    """A number that is none of ours, as a client's own, is a word as it stands."""
     known = list(_vocabulary)
-    return [known[token] for token in tokens]
+    return [known[token - FIRST_ID] if 0 <= token - FIRST_ID < len(known) else str(token) for token in tokens]
 
 
 def _whole(generation: Generation, text: str, stats: Stats) -> dict[str, Any]:
