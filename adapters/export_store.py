@@ -16,12 +16,12 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapters.disk import as_store_error, flush
 from adapters.errors import NotFound, StoreError
 
 ID = re.compile(r"exp-[0-9a-f]{24}")
@@ -81,7 +81,7 @@ class ExportStore:
         self._root = root
         self.alone = threading.RLock()
         """Held by whoever decides by what is there."""
-        with _as_store_error("open the exports"):
+        with as_store_error("open the exports"):
             root.mkdir(parents=True, exist_ok=True)
 
     def find(self, export_id: str) -> Export | None:
@@ -114,22 +114,22 @@ class ExportStore:
     def keep(self, export: Export) -> None:
         """Write its record."""
         part = self._root / f".{uuid.uuid4().hex}"
-        with _as_store_error("keep an export"):
+        with as_store_error("keep an export"):
             with part.open("w", encoding="utf-8") as file:
                 json.dump(asdict(export), file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, self._record(export.id))
-            _flush(self._root)
+            flush(self._root)
 
     def take_in(self, export: Export, made: Path) -> None:
         """`made`, a directory on the same disk that is flushed already, becomes its files."""
-        with _as_store_error("keep an export"), self.alone:
+        with as_store_error("keep an export"), self.alone:
             if not made.exists() and self.path(export.id).exists():
                 return  # before a crash
             shutil.rmtree(self.path(export.id), ignore_errors=True)
             made.rename(self.path(export.id))
-            _flush(self._root)
+            flush(self._root)
 
     def ready(self, export: Export, at: int, expires_at: int | None) -> Export:
         made = replace(export, ready_at=at, expires_at=expires_at)
@@ -138,14 +138,14 @@ class ExportStore:
 
     def delete(self, export_id: str) -> None:
         """Who reads a file of it reads on."""
-        with _as_store_error("delete an export"), self.alone:
+        with as_store_error("delete an export"), self.alone:
             self._record(export_id).unlink(missing_ok=True)
-            _flush(self._root)
+            flush(self._root)
             shutil.rmtree(self.path(export_id), ignore_errors=True)
 
     def sweep(self, now: int) -> list[str]:
         """Ids that went: those that expired, and what crashes left."""
-        with _as_store_error("sweep the exports"), self.alone:
+        with as_store_error("sweep the exports"), self.alone:
             known = {each.id: each for each in self.exports()}
             gone = [each.id for each in known.values() if each.expires_at is not None and each.expires_at <= now]
             for path in self._root.iterdir():
@@ -159,19 +159,3 @@ class ExportStore:
 
     def _record(self, export_id: str) -> Path:
         return self._root / f"{export_id}.json"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _as_store_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"cannot {what}: {error}") from error

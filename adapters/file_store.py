@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from adapters.disk import as_store_error, flush
 from adapters.errors import NotFound, StoreError, UploadError, UploadTooLarge
 
 ID = re.compile(r"file-[0-9a-f]{23}")
@@ -52,7 +53,7 @@ class FileStore:
     def __init__(self, root: Path) -> None:
         self._blobs, self._records, self._staging = root / "blobs", root / "records", root / "staging"
         self._lock = root / "lock"
-        with _as_store_error("open the file store"):
+        with as_store_error("open the file store"):
             for directory in (self._blobs, self._records, self._staging):
                 directory.mkdir(parents=True, exist_ok=True)
             self._lock.touch()
@@ -66,7 +67,7 @@ class FileStore:
                 f"the file is called {filename[:80]!r}; expected 1 to {NAME_CHARACTERS} printable characters",
                 code="bad_filename",
             )
-        with _as_store_error("keep a file"), self._staged() as staged:
+        with as_store_error("keep a file"), self._staged() as staged:
             size, digest = _copy(stream, staged, max_bytes)
             made = DataFile(_new_id(), filename, purpose, size, digest, int(time.time()), by)
             with self._alone():
@@ -109,15 +110,15 @@ class FileStore:
 
     def delete(self, file_id: str) -> None:
         file = self.file(file_id)
-        with _as_store_error("delete a file"), self._alone():
+        with as_store_error("delete a file"), self._alone():
             (self._records / f"{file_id}.json").unlink(missing_ok=True)
-            _flush(self._records)
+            flush(self._records)
             if file.sha256 not in self._digests():
                 (self._blobs / file.sha256).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what crashes left: half-written files, and bytes that no record names."""
-        with _as_store_error("sweep the file store"), self._alone():
+        with as_store_error("sweep the file store"), self._alone():
             for path in self._staging.iterdir():
                 with path.open("rb") as file:
                     try:
@@ -136,10 +137,10 @@ class FileStore:
     def _write_record(self, file: DataFile) -> None:
         with self._staged() as staged:
             staged.write_text(json.dumps(asdict(file)), encoding="utf-8")
-            _flush(staged)
+            flush(staged)
             os.replace(staged, self._records / f"{file.id}.json")
-        _flush(self._blobs)
-        _flush(self._records)
+        flush(self._blobs)
+        flush(self._records)
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
@@ -169,7 +170,7 @@ def _copy(stream: BinaryIO, staged: Path, max_bytes: int | None) -> tuple[int, s
             out.write(chunk)
     if not size:
         raise UploadError("the file is empty; send one with content", code="empty_file")
-    _flush(staged)
+    flush(staged)
     return size, digest.hexdigest()
 
 
@@ -179,19 +180,3 @@ def _new_id() -> str:
 
 def _unknown(file_id: str) -> NotFound:
     return NotFound(f"there is no file {file_id[:80]!r}; `GET /v1/files` lists those that are there")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _as_store_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"cannot {what}: {error}") from error

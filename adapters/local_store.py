@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from adapters.disk import as_store_error, flush
 from adapters.errors import StoreError
 from adapters.store import BLOB, blob_name, digest_files, hash_files, require_owner
 
@@ -28,7 +29,7 @@ class LocalStore:
         self._staging = self._root / "staging"
         self._lock = self._root / "lock"
         self._owner = self._root / "registry"
-        with _as_store_error("open the store"):
+        with as_store_error("open the store"):
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._staging.mkdir(exist_ok=True)
             self._lock.touch()
@@ -44,24 +45,24 @@ class LocalStore:
             yield
 
     def owner(self) -> str | None:
-        with _as_store_error("read which registry the store belongs to"):
+        with as_store_error("read which registry the store belongs to"):
             return self._owner.read_text() if self._owner.exists() else None
 
     def claim(self, registry: str) -> None:
-        with self.lock(), _as_store_error("read which registry the store belongs to"):
+        with self.lock(), as_store_error("read which registry the store belongs to"):
             if not self._owner.exists():
                 staged = self._owner.with_suffix(".new")
                 staged.write_text(registry)
-                _fsync(staged)
+                flush(staged)
                 staged.rename(self._owner)
-                _fsync(self._owner.parent)
+                flush(self._owner.parent)
         require_owner(self.location, self.owner(), registry)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
         directory = self._staging / uuid.uuid4().hex
         with ExitStack() as stack:
-            with self.lock(), _as_store_error("make a staging directory"):
+            with self.lock(), as_store_error("make a staging directory"):
                 directory.mkdir()
                 stack.callback(shutil.rmtree, directory, ignore_errors=True)
                 stack.enter_context(_held(directory))
@@ -72,11 +73,11 @@ class LocalStore:
 
     def publish(self, staged: Path, digest: str) -> Path:
         blob = self._blob(digest)
-        with _as_store_error(f"publish {digest}"):
+        with as_store_error(f"publish {digest}"):
             if not blob.exists():
                 _settle(staged)
                 _rename_unless_there(staged, blob)
-                _fsync(self._blobs)
+                flush(self._blobs)
             if staged.exists():
                 _require_intact(blob, digest)
                 shutil.rmtree(staged)
@@ -117,7 +118,7 @@ class LocalStore:
 
     def hashes(self, digest: str) -> Mapping[str, str]:
         blob = self._blob(digest)
-        with _as_store_error(f"read {digest}"), suppress(FileNotFoundError):  # deleted just now
+        with as_store_error(f"read {digest}"), suppress(FileNotFoundError):  # deleted just now
             return hash_files(blob)
         return {}
 
@@ -134,19 +135,11 @@ class LocalStore:
 
     def _discard(self, blob: Path) -> None:
         """Out of sight in one rename, then removed: a crash in between leaves staging, not half a blob."""
-        with _as_store_error(f"delete {blob.name}"), suppress(FileNotFoundError):
+        with as_store_error(f"delete {blob.name}"), suppress(FileNotFoundError):
             doomed = self._staging / uuid.uuid4().hex
             blob.rename(doomed)
-            _fsync(self._blobs)
+            flush(self._blobs)
             shutil.rmtree(doomed)
-
-
-@contextmanager
-def _as_store_error(action: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"could not {action}: {error}; check the disk's space and permissions") from error
 
 
 @contextmanager
@@ -210,13 +203,5 @@ def _settle(directory: Path) -> None:
     directory.chmod(0o755)
     for path in directory.iterdir():
         path.chmod(0o644)
-        _fsync(path)
-    _fsync(directory)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path)
+    flush(directory)

@@ -1,4 +1,4 @@
-"""Composition root: settings → wired services → an ASGI application. Nothing else builds a collaborator."""
+"""Composition root: settings → wired services (wiring.py) → an ASGI application, and how that starts and stops."""
 
 from __future__ import annotations
 
@@ -13,50 +13,15 @@ from fastapi import FastAPI
 
 from adapters.base import BaseModel
 from adapters.errors import Conflict
-from adapters.export_store import ExportStore
-from adapters.file_store import FileStore
-from adapters.ingest import Ingest
-from adapters.job_records import Job
-from adapters.jobs import Jobs
-from adapters.promotions import Promotions
-from adapters.registry import Registry
-from adapters.sources.address import Policy
-from adapters.storage import open_store
-from adapters.upload import UploadLimits
 from server import problems
-from server.admission import Admission
 from server.base import find_base, weights_of
 from server.engine import memory_plan, vllm_args
 from server.engine.fake import FakeEngine
-from server.engine.merged import MergedEngines
-from server.engine.pool import EnginePool
 from server.engine.protocol import Engine
 from server.engine.vllm import VllmEngine
 from server.errors import SettingsError
-from server.exports import KIND as EXPORT
-from server.exports import Exports
-from server.fairness import Turns
-from server.fetches import Fetches
-from server.fine_tuning import KIND as FINE_TUNE
-from server.fine_tuning import FineTuning
-from server.generate import Generator
-from server.identity import server_identity
-from server.intake import KIND as FETCH
-from server.intake import Intake
-from server.jobs import JobRunner, Kind
 from server.keys import load_keys
-from server.lifecycle import Lifecycle
 from server.logs import Edge
-from server.merged_versions import KIND as MERGED_ENGINE
-from server.merged_versions import MergedVersions
-from server.merges import KIND as MERGE
-from server.merges import Merges
-from server.merging import Merging
-from server.probe import Probe
-from server.promotion import Promoter
-from server.promotion_ledger import Ledger
-from server.residency import Residency
-from server.resolve import Resolver
 from server.routes import (
     adapters,
     aliases,
@@ -76,19 +41,9 @@ from server.routes import (
     uploads,
     versions,
 )
-from server.running import Running
 from server.services import Services
 from server.settings import Settings
-from server.shadow import Shadows
-from server.telemetry import Telemetry
-from server.traffic import Traffic
-from server.upkeep import Upkeep
-from server.ways import Ways
-
-PROMOTER = "promotion"
-"""Who asks for an engine where no person does, in the list of jobs."""
-MakeMerged = Callable[[str, Path], Engine]
-"""Makes an engine for merged weights: the name of the version, and where they lie."""
+from server.wiring import MakeMerged, wire
 
 
 def create_app(
@@ -131,122 +86,6 @@ def create_app(
     ):
         app.include_router(each.router)
     return app
-
-
-def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine], make_merged: MakeMerged) -> Services:
-    """Build every collaborator once."""
-    store = open_store(settings.data_dir, settings.store_url)
-    registry = Registry(settings.registry_url)
-    limits = UploadLimits(settings.max_upload_bytes, settings.max_upload_files)
-    ingest = Ingest(store, registry, base, limits, settings.max_lora_rank)
-    pool = EnginePool(build_engine, on_loss=lambda: residency.forget_all())
-    residency = Residency(pool.running, settings.resident_adapters, settings.adapter_wait_s)
-    running = Running()
-    turns = line_up(settings, lambda: merged.waiting)
-    merged = MergedEngines(
-        pool,
-        make_merged,
-        partial(memory_plan.plan_of, settings=settings),
-        partial(memory_plan.free_bytes, settings),
-        lambda: line_up_merged(settings, lambda: turns.waiting + merged.waiting),
-        most=settings.max_merged_engines,
-        reserve=settings.memory_reserve_bytes,
-    )
-    lifecycle = Lifecycle(registry, ingest, residency, running, merged, settings.keep_versions)
-    telemetry = Telemetry(settings.max_metric_adapters)
-    resolver = Resolver(registry, store, base.name, merged.serves)
-    fetches = Fetches(store)
-    ways = Ways(pool, merged, resolver, fetches, turns, residency, telemetry)
-    shadows = Shadows(registry, pool, resolver, fetches, turns, residency, running, lifecycle, telemetry)
-    traffic = Traffic(settings.promotion_window_s)
-    generator = Generator(ways, resolver, running, lifecycle, shadows, telemetry, traffic, settings.max_request_bytes)
-    upkeep = Upkeep(store, registry, ingest, residency, lifecycle)
-    probe = Probe(pool, turns, residency) if settings.probe_uploads else None
-    admission = Admission(registry, ingest, fetches, lifecycle, probe)
-    queue = Jobs(registry.database)
-    policy = Policy(settings.source_protocols, settings.source_roots)
-    intake = Intake(queue, ingest, admission, policy, limits, settings.source_timeout_s)
-    files = FileStore(settings.data_dir / "files")
-    fine_tuning = FineTuning(queue, files, resolver, fetches, admission, base, settings)
-    kinds = {FETCH: Kind(intake.work, settings.max_fetches)}
-    if settings.fine_tuning:
-        kinds[FINE_TUNE] = Kind(fine_tuning.work, at_once=1)
-    merging = Merging(queue, fetches, base, settings)
-    exports = Exports(queue, registry, ExportStore(settings.data_dir.absolute() / "exports"), merging, settings)
-    merges = Merges(queue, registry, ingest, admission, merging, exports, settings)
-    if settings.merging:
-        kinds |= {MERGE: Kind(merges.work, at_once=1), EXPORT: Kind(exports.work, at_once=1)}
-
-    def job_ended(job: Job) -> None:
-        telemetry.job_ended(job)
-        fine_tuning.ended(job)
-        merging.ended(job)
-        merged_versions.ended(job)
-
-    merged_versions = MergedVersions(queue, registry, merging, merged, base, settings)
-    kinds[MERGED_ENGINE] = Kind(merged_versions.work, at_once=1)
-    runner = JobRunner(queue, kinds, job_ended)
-    stories = Promotions(registry.database, server_identity(settings.data_dir))
-    promoter = Promoter(
-        settings,
-        traffic,
-        Ledger(stories, registry, telemetry),
-        merged,
-        queue,
-        begin=lambda version: merged_versions.ask(version, "served", PROMOTER),
-        room=lambda: merged.require_room("", memory_plan.plan_of_merge(base, settings)),
-    )
-    return Services(
-        settings,
-        base,
-        registry,
-        store,
-        fetches,
-        ingest,
-        admission,
-        queue,
-        intake,
-        files,
-        fine_tuning,
-        merging,
-        merges,
-        exports,
-        runner,
-        pool,
-        merged,
-        merged_versions,
-        stories,
-        promoter,
-        turns,
-        residency,
-        lifecycle,
-        upkeep,
-        shadows,
-        generator,
-        telemetry,
-    )
-
-
-def line_up(settings: Settings, others: Callable[[], int]) -> Turns:
-    """Who may go to the engine: what it decodes together, a few that are ready to take over in the very step after one
-    has ended, and a few newcomers. As many adapters as it can decode, or, where its slots go round, as it can hold."""
-    return Turns(
-        settings.resident_adapters if settings.rotates else settings.slots,
-        settings.sequences + settings.spare_sequences,
-        settings.adapter_turn_s,
-        settings.max_waiting_requests,
-        settings.spare_sequences if settings.rotates else 0,
-        others=others,
-    )
-
-
-def line_up_merged(settings: Settings, others: Callable[[], int]) -> Turns:
-    """The same for a merged engine, which has one line and no slots. `others` counts those who wait here as well."""
-    seats = settings.sequences + settings.spare_sequences
-    turns = Turns(
-        1, seats, settings.adapter_turn_s, settings.max_waiting_requests, others=lambda: others() - turns.waiting
-    )
-    return turns
 
 
 def _make_data_dir(settings: Settings) -> None:

@@ -16,19 +16,20 @@ from rich.progress import Progress
 from rich.table import Table
 
 from adapters.base import BaseModel
-from adapters.errors import AdapterError, Conflict, DataError, InvalidAdapter, MergeError, NotMergeable, Unfaithful
+from adapters.errors import Conflict, DataError, InvalidAdapter, MergeError, NotMergeable, Unfaithful
 from adapters.merge import fidelity_flags
 from adapters.merge.apply import write_merged
 from adapters.merge.bases import ASKED
 from adapters.merge.combine import METHODS, SPARSE, Recipe, SignMethod
 from adapters.merge.compose import Composition, compose
+from adapters.merge.ending import ExitCodes, ended
 from adapters.merge.plan import DTYPES, MergePlan, plan_merge
 from adapters.merge.report import FidelityReport
 from adapters.merge.report_table import show
 from adapters.merge.verify import check_of
 from adapters.train.allocator import map_large_tensors
 
-EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
+EXIT_CODES: ExitCodes = (
     (InvalidAdapter, 3, "an adapter is not what it should be, or of another base"),
     (NotMergeable, 4, "the adapter has no place in this base's weights"),
     (Unfaithful, 7, "the merge is further from the adapter than the budget allows"),
@@ -36,7 +37,6 @@ EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
     (Conflict, 6, "something else is in the way"),
     (DataError, 8, "the data to measure on cannot be read"),
 )
-FAILED, WRONG_WORDS, STOPPED = 1, 2, 130
 EPILOG = "Exit codes: 0 done, 1 failed, 2 command line, {}, 130 stopped at once; a later call goes on from there."
 MAX_RANK = 16
 """What `loraplex serve` takes unless it is told otherwise."""
@@ -50,18 +50,8 @@ def main(argv: Sequence[str]) -> int:
     map_large_tensors()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # an optional kernel is missing: no matter
     console = Console(stderr=True)
-    try:
-        execute(arguments, console)
-    except AdapterError as error:
-        console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
-        return next((code for kind, code, _ in EXIT_CODES if isinstance(error, kind)), FAILED)
-    except OSError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        return FAILED
-    except KeyboardInterrupt:
-        console.print("[bold red]stopped[/]: the same command goes on with the shards that are done")
-        return STOPPED
-    return 0
+    went_on = "the same command goes on with the shards that are done"
+    return ended(lambda: execute(arguments, console), EXIT_CODES, console, went_on)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

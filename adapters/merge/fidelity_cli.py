@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from adapters.base import BaseModel
-from adapters.errors import AdapterError
 from adapters.merge import fidelity_flags
 from adapters.merge.bases import ASKED
-from adapters.merge.cli import EXIT_CODES, FAILED, STOPPED
+from adapters.merge.cli import EXIT_CODES
+from adapters.merge.ending import ended
 from adapters.merge.plan import DTYPES, plan_merge
 from adapters.merge.report_table import show
 from adapters.merge.verify import PICTURE, measured, require
@@ -27,18 +27,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in adapters/train/cli.py
     arguments = parser().parse_args(argv)
     console = Console(stderr=True)
-    try:
-        execute(arguments, console)
-    except AdapterError as error:
-        console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
-        return next((code for kind, code, _ in EXIT_CODES if isinstance(error, kind)), FAILED)
-    except OSError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        return FAILED
-    except KeyboardInterrupt:
-        console.print("[bold red]stopped[/]: nothing was written")
-        return STOPPED
-    return 0
+    return ended(lambda: execute(arguments, console), EXIT_CODES, console, "nothing was written")
 
 
 def parser() -> argparse.ArgumentParser:

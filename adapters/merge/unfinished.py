@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.checksums import sha256_of
+from adapters.disk import flush
 from adapters.errors import AdapterError, Conflict
 from adapters.staging import settle
 
@@ -62,7 +63,7 @@ def unfinished(destination: Path, plan: str) -> Iterator[Work]:
         if destination.is_dir():
             destination.rmdir()  # an empty one; anything else was refused before
         path.rename(destination)
-        _sync(destination.parent)
+        flush(destination.parent)
 
 
 @contextmanager
@@ -96,11 +97,3 @@ def _clear(path: Path, kept: Collection[str]) -> None:
 
 def _is(path: Path, hexed: str) -> bool:
     return path.is_file() and sha256_of(path) == hexed
-
-
-def _sync(directory: Path) -> None:
-    opened = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -7,7 +7,8 @@ import shlex
 
 import pytest
 
-from adapters.merge.cli import EXIT_CODES, FAILED, STOPPED, WRONG_WORDS, parse
+from adapters.merge.cli import EXIT_CODES, parse
+from adapters.merge.ending import FAILED, STOPPED, WRONG_WORDS
 from adapters.merge.fidelity_cli import parser as fidelity_parser
 from server.adapters_cli import merging
 from tests.contracts.test_docs import README, blocks, section

@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from adapters.errors import AdapterError, Conflict, InvalidAdapter, MergeError, NotExportable, NotTheSame
+from adapters.errors import Conflict, InvalidAdapter, MergeError, NotExportable, NotTheSame
 from adapters.merge.bases import ASKED
+from adapters.merge.ending import ExitCodes, ended
 from adapters.merge.export.exporting import FORMATS, TOKENS, TYPES, Wish, export
 from adapters.merge.export.progress import Told
 
-EXIT_CODES: tuple[tuple[type[AdapterError], int, str], ...] = (
+EXIT_CODES: ExitCodes = (
     (InvalidAdapter, 3, "the adapter is not what it should be, or of another base"),
     (NotExportable, 4, "it cannot be written in this format"),
     (MergeError, 5, "the adapter cannot be merged"),
     (Conflict, 6, "something else is in the way"),
     (NotTheSame, 7, "loaded again, it computes something else"),
 )
-FAILED, STOPPED = 1, 130
 EPILOG = "Exit codes: 0 done, 1 failed, 2 command line, {}, 130 stopped at once. Nothing is left but of a 0."
 
 
@@ -33,21 +32,14 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in adapters/train/cli.py
     arguments = parser().parse_args(argv)
     console = Console(stderr=True)
-    try:
-        with _bar(console) as told:
-            record = export(wish(arguments), told)
-    except AdapterError as error:
-        console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
-        return next((code for kind, code, _ in EXIT_CODES if isinstance(error, kind)), FAILED)
-    except OSError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        return FAILED
-    except KeyboardInterrupt:
-        console.print("[bold red]stopped[/]: nothing was written")
-        return STOPPED
+    return ended(lambda: execute(arguments, console), EXIT_CODES, console, "nothing was written")
+
+
+def execute(arguments: argparse.Namespace, console: Console) -> None:
+    with _bar(console) as told:
+        record = export(wish(arguments), told)
     for line in _lines(arguments.out, record):
         Console().print(line, soft_wrap=True, markup=False, highlight=False)
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
