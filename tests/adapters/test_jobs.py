@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -19,14 +18,9 @@ from adapters.registry import Registry
 KINDS = ("fetch", "train")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/r.db"
-    else:
-        fresh: Callable[[], str] = request.getfixturevalue("postgres")
-        url = fresh()
-    registry = Registry(url)
+@pytest.fixture
+def registry(database_url: str) -> Iterator[Registry]:
+    registry = Registry(database_url)
     yield registry
     registry.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +16,9 @@ from adapters.tags import condition
 from tests.adapters.test_registry import manifest
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
-    fresh: Callable[[], str] = request.getfixturevalue("postgres") if request.param == "postgresql" else str
-    registry = Registry(fresh() or f"sqlite:///{tmp_path}/r.db")
+@pytest.fixture
+def registry(database_url: str) -> Iterator[Registry]:
+    registry = Registry(database_url)
     registry.add_version("pirate", manifest("1"), tags={"team": "sea", "stage": "old"})
     registry.add_version("pirate", replace(manifest("2"), kind="ia3"), tags={"team": "sea", "stage": "prod"})
     registry.add_version("pirate-2", replace(manifest("3"), base_model="other"), tags={"stage": "prod"})
@@ -117,7 +115,7 @@ def test_served_is_whose_default_has_a_ready_version(registry: Registry) -> None
     assert registry.served("Parrot") == []
 
 
-@pytest.mark.parametrize("registry", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_list_is_found_by_an_index_and_in_its_order(registry: Registry) -> None:
     """SQLite tells its plan in words."""
     asked: list[tuple[str, Any]] = []

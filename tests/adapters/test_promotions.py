@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,14 +10,9 @@ from adapters.promotions import ADVISED, BUILDING, DEMOTED, FAILED, MEASURING, S
 from adapters.registry import Registry
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/r.db"
-    else:
-        fresh: Callable[[], str] = request.getfixturevalue("postgres")
-        url = fresh()
-    registry = Registry(url)
+@pytest.fixture
+def registry(database_url: str) -> Iterator[Registry]:
+    registry = Registry(database_url)
     yield registry
     registry.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,18 +39,9 @@ def manifest(character: str) -> Manifest:
     )
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty database: every test holds for both kinds."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/r.db"
-    fresh: Callable[[], str] = request.getfixturevalue("postgres")
-    return fresh()
-
-
 @pytest.fixture
-def registry(url: str) -> Iterator[Registry]:
-    registry = Registry(url)
+def registry(database_url: str) -> Iterator[Registry]:
+    registry = Registry(database_url)
     yield registry
     registry.close()
 
@@ -66,13 +57,13 @@ def test_first_version_is_number_one_and_the_default(registry: Registry) -> None
     assert (adapter.description, adapter.versions, adapter.aliases) == ("first", (version,), {"default": 1})
 
 
-def test_everything_survives_a_restart(url: str) -> None:
-    first = Registry(url)
+def test_everything_survives_a_restart(database_url: str) -> None:
+    first = Registry(database_url)
     first.add_version("a", manifest("1"))
     first.set_alias("a", "stable", 1)
     before = first.adapters()
     first.close()
-    second = Registry(url)
+    second = Registry(database_url)
     assert second.adapters() == before
     assert [move.how for move in second.moves("a", "stable")] == ["set"]
     second.close()
@@ -499,11 +490,10 @@ def test_an_unknown_name_among_many_is_answered_briefly(registry: Registry) -> N
         registry.resolve("b")
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def two(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Registry, Registry]]:
+@pytest.fixture
+def two(database_url: str) -> Iterator[tuple[Registry, Registry]]:
     """The same database, opened twice."""
-    url = f"sqlite:///{tmp_path}/two.db" if request.param == "sqlite" else request.getfixturevalue("postgres")()
-    first, second = Registry(url), Registry(url)
+    first, second = Registry(database_url), Registry(database_url)
     yield first, second
     first.close()
     second.close()

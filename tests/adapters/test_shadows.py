@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,11 +11,10 @@ from adapters.registry import Registry, Shadow
 from tests.adapters.test_registry import manifest
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
+@pytest.fixture
+def registry(database_url: str) -> Iterator[Registry]:
     """Three versions of `a`, of which the last answers and the first is its shadow."""
-    fresh: Callable[[], str] = request.getfixturevalue("postgres") if request.param == "postgresql" else str
-    registry = Registry(fresh() or f"sqlite:///{tmp_path}/r.db")
+    registry = Registry(database_url)
     for character in "123":
         registry.add_version("a", manifest(character))
     registry.set_alias("a", "default", shadow=Shadow(1, 10))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,10 +12,9 @@ from adapters.tags import MAX_VALUE, MOST_TAGS
 from tests.adapters.test_registry import manifest
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
-    fresh: Callable[[], str] = request.getfixturevalue("postgres") if request.param == "postgresql" else str
-    registry = Registry(fresh() or f"sqlite:///{tmp_path}/r.db")
+@pytest.fixture
+def registry(database_url: str) -> Iterator[Registry]:
+    registry = Registry(database_url)
     registry.add_version("a", manifest("1"), tags={"team": "search"})
     yield registry
     registry.close()
