@@ -21,12 +21,7 @@ from adapters.errors import AdapterError
 from server import problems
 from server.continuation import DONE, ERROR, Again, Splice, Told, rest_of
 from server.engine.protocol import Answer, Endpoint, Generation, Stats
-from server.errors import (
-    BadRequest,
-    CorruptedOutput,
-    EngineUnavailable,
-    ServerError,
-)
+from server.errors import BadRequest, CorruptedOutput, EngineUnavailable, ServerError
 from server.leased_stream import LeasedStream
 from server.lifecycle import Lifecycle
 from server.request_body import read_json
@@ -174,12 +169,11 @@ class Generator:
 
     async def _rest(self, ask: Ask, told: Told) -> AsyncIterator[str]:
         (before,) = ask.stats
+        place = await self._leave_for_base(ask)
         if told.is_nothing:
-            place = await self._leave_for_base(ask)
             answer = await self._ask(ask, place, ask.endpoint, ask.body)
             splice: Again | Splice = Again(told)
         else:
-            place = await self._leave_for_base(ask)
             length = place.engine.info.max_model_len
             rest = rest_of(ask.endpoint, ask.body, told, before, length, place.engine.decode)
             answer = await self._ask(ask, place, "completions", rest.body)

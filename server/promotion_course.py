@@ -44,8 +44,6 @@ log = logging.getLogger(__name__)
 MEASURE_S = 600.0
 """How long requests are waited for after a switch; then what there is must do."""
 Mode = Literal["off", "advise", "auto"]
-
-
 Begin = Callable[[Version], Job]
 """Gives a version its engine, as a durable job: merges, checks, builds, switches. Raises what is known to be wrong."""
 

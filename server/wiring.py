@@ -100,8 +100,6 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     merging = Merging(queue, fetches, base, settings)
     exports = Exports(queue, registry, ExportStore(settings.data_dir.absolute() / "exports"), merging, settings)
     merges = Merges(queue, registry, ingest, admission, merging, exports, settings)
-    if settings.merging:
-        kinds |= {MERGE: Kind(merges.work, at_once=1), EXPORT: Kind(exports.work, at_once=1)}
 
     def job_ended(job: Job) -> None:
         telemetry.job_ended(job)
@@ -110,7 +108,9 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         merged_versions.ended(job)
 
     merged_versions = MergedVersions(queue, registry, merging, merged, base, settings)
-    kinds[MERGED_ENGINE] = Kind(merged_versions.work, at_once=1)
+    if settings.merging:
+        work = {MERGE: merges.work, EXPORT: exports.work, MERGED_ENGINE: merged_versions.work}
+        kinds |= {kind: Kind(each, at_once=1) for kind, each in work.items()}
     runner = JobRunner(queue, kinds, job_ended)
     stories = Promotions(registry.database, server_identity(settings.data_dir))
     promoter = Promoter(

@@ -188,6 +188,16 @@ async def test_where_merging_is_off_there_are_none(tiny_base: Path, tmp_path: Pa
         assert (status, body["error"]["code"]) == (403, "merging_off")
 
 
+async def test_where_merging_is_off_the_jobs_of_others_are_left_to_them(tiny_base: Path, tmp_path: Path) -> None:
+    """Several servers may share a database, and only one of them merges."""
+    off = world(tiny_base, tmp_path / "data", merging=False)
+    async with off.running():
+        jobs = [off.services.jobs.create(kind, {}) for kind in merging.KINDS]
+        off.services.runner.wake()
+        for job in jobs:
+            assert (await off.services.runner.ended(job.id, 0.5)).state == "queued"
+
+
 async def test_no_merged_engines_where_none_are_allowed(tiny_base: Path, tmp_path: Path) -> None:
     none = world(tiny_base, tmp_path / "data", max_merged_engines=0)
     ingest(none, "a")
