@@ -91,7 +91,7 @@ def require(report: FidelityReport, wishes: Wishes) -> None:
         return
     raise Unfaithful(
         f"{report.judged} is above the budget: {'; '.join(judgement.reasons)}. Take the base that it was trained on "
-        f"({report.trained_on}), or a larger budget; or accept the loss"
+        f"({report.trained_on}), or a larger budget (max_kl, max_loss_increase); or accept the loss (accept_loss)"
     )
 
 

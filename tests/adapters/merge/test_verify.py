@@ -33,7 +33,7 @@ def test_a_merge_whose_loss_is_accepted_has_its_report_beside_it(plan: MergePlan
 
 
 def test_the_message_says_what_to_do() -> None:
-    with pytest.raises(Unfaithful, match=r"Take the base that it was trained on \(dequantized\)"):
+    with pytest.raises(Unfaithful, match=r"trained on \(dequantized\), or .*max_kl.* \(accept_loss\)"):
         require(replace(REPORT, judged="merged, original, bfloat16"), Wishes())
     require(REPORT, Wishes())
 
