@@ -108,9 +108,19 @@ class Jobs:
             _change(connection, job_id, worker, beat_at=_now(), progress=dict(progress))
             return _read(connection, job_id)
 
-    def event(self, job_id: str, message: str, *, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
+    def event(
+        self,
+        job_id: str,
+        worker: str,
+        message: str,
+        progress: Mapping[str, Any],
+        *,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Something that happened, and a beat: whoever reads the event finds the job as far. Raises JobLost."""
         with self._database.write() as connection:
-            _append(connection, job_id, message, level, data)
+            _change(connection, job_id, worker, beat_at=_now(), progress=dict(progress))
+            _append(connection, job_id, message, data=data)
 
     def finish(self, job_id: str, worker: str, result: Mapping[str, Any], progress: Mapping[str, Any]) -> Job:
         """Raises JobLost."""

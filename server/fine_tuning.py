@@ -282,18 +282,18 @@ async def _pass_on(run: Run, message: Mapping[str, Any]) -> None:
             raise WorkerDied("the training process was told to stop")
         raise ERRORS.get(error["code"], TrainError)(error["message"], code=error["code"])
     if (stage := message.get("stage")) is not None:
-        progress |= dict(message)
+        run.report(**{**progress, **message})  # before its event: a job is never behind what its events say
         await asyncio.to_thread(run.event, STAGES[stage].format(**message))
-    if (step := message.get("step")) is not None:
+    elif (step := message.get("step")) is not None:
         number, total = step["step"], message["total_steps"]
+        figures = {"step": number, "total_steps": total, "train_loss": step["loss"]}
+        finish = time.time() + (total - number) * step["seconds"]
+        run.report(**{**progress, **figures, "estimated_finish": int(finish)})
         if number % max(1, -(-total // EVENTS)) == 0 or number == total:
             text = f"Step {number}/{total}: training loss={step['loss']:.3f}"
-            figures = {"step": number, "total_steps": total, "train_loss": step["loss"]}
             await asyncio.to_thread(lambda: run.event(text, **figures))
-        finish = time.time() + (total - number) * step["seconds"]
-        progress |= {"step": number, "total_steps": total, "train_loss": step["loss"]}
-        progress |= {"estimated_finish": int(finish)}
-    run.report(**progress)
+    else:
+        run.report(**progress)
 
 
 def _result(

@@ -72,9 +72,10 @@ class Intake:
         run.event(f"reading {source.shown}", attempt=run.job.attempts)
 
         def watch(progress: Progress) -> None:
-            if progress.file != run.progress.get("file"):
-                run.event(f"reading {progress.file}", total_bytes=progress.total_bytes)
+            another = progress.file != run.progress.get("file")
             run.report(bytes=progress.bytes, total_bytes=progress.total_bytes, file=progress.file)
+            if another:
+                run.event(f"reading {progress.file}", total_bytes=progress.total_bytes)
 
         version, created = admit(
             source, fields.name, self._ingest, self._policy, self._limits, options, watch, self._timeout_s

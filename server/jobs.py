@@ -45,10 +45,11 @@ class WorkerDied(Exception):
 class Run:
     """One attempt at a job, as its work sees it. Safe to use from the work's own thread."""
 
-    def __init__(self, job: Job, jobs: Jobs) -> None:
+    def __init__(self, job: Job, jobs: Jobs, worker: str) -> None:
         self.job = job
         self.progress: Mapping[str, Any] = {}
         self._jobs = jobs
+        self._worker = worker
         self._stop: Exception | None = None
 
     def report(self, **progress: Any) -> None:
@@ -58,7 +59,8 @@ class Run:
             raise self._stop
 
     def event(self, message: str, **data: Any) -> None:
-        self._jobs.event(self.job.id, message, data=data or None)
+        """Told with what was reported last. Raises JobLost."""
+        self._jobs.event(self.job.id, self._worker, message, self.progress, data=data or None)
 
     def stop(self, why: Exception) -> None:
         self._stop = self._stop or why
@@ -181,7 +183,7 @@ class JobRunner:
             job = await self._in_table(self._jobs.claim, wanted, self._worker)
             if job is None:
                 return
-            run = Run(job, self._jobs)
+            run = Run(job, self._jobs, self._worker)
             task = asyncio.create_task(self._attempt(run))
             self._running[task] = run
             task.add_done_callback(self._gone)

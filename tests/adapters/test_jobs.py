@@ -54,7 +54,10 @@ def test_the_life_of_a_job(jobs: Jobs) -> None:
     assert (claimed.id, claimed.state, claimed.worker, claimed.attempts) == (made.id, "running", "w", 1)
     assert not jobs.beat(made.id, "w", {"bytes": 5}).cancel_requested
     assert jobs.job(made.id).progress == {"bytes": 5}
-    jobs.event(made.id, "half of it", data={"bytes": 5})
+    jobs.event(made.id, "w", "half of it", {"bytes": 7}, data={"bytes": 5})
+    assert jobs.job(made.id).progress == {"bytes": 7}  # at once: the job is not behind its events
+    with pytest.raises(JobLost):
+        jobs.event(made.id, "another", "not mine", {})
     ended = jobs.finish(made.id, "w", {"version": 1}, {"bytes": 9})
     assert (ended.state, ended.result, ended.progress, ended.error) == ("succeeded", {"version": 1}, {"bytes": 9}, None)
     assert ended.has_ended
@@ -194,8 +197,9 @@ def test_what_dies_of_its_work_is_queued_again_but_not_for_ever(jobs: Jobs) -> N
 
 def test_the_latest_events_come_first_and_in_pages(jobs: Jobs) -> None:
     made = jobs.create("train", {})
+    jobs.claim(["train"], "w")
     for number in range(5):
-        jobs.event(made.id, str(number))
+        jobs.event(made.id, "w", str(number), {})
     first = jobs.latest_events(made.id, limit=2)
     assert [event.message for event in first] == ["4", "3"]
     assert [event.message for event in jobs.latest_events(made.id, before=first[-1].id)] == ["2", "1", "0"]
@@ -290,9 +294,10 @@ def test_old_jobs_are_forgotten_with_their_events(jobs: Jobs, monkeypatch: pytes
 def test_events_are_bounded_and_read_on_from_where_one_was(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EVENTS_KEPT", 5)
     made, other = jobs.create("fetch", {}).id, jobs.create("fetch", {}).id
+    assert all(jobs.claim(["fetch"], "w") for _ in range(2))
     for number in range(8):
-        jobs.event(made, f"{number}" * 3000)
-        jobs.event(other, "another's")
+        jobs.event(made, "w", f"{number}" * 3000, {})
+        jobs.event(other, "w", "another's", {})
     found = jobs.events(made)
     assert [event.message for event in found] == [f"{number}" * 2000 for number in range(3, 8)]
     assert jobs.events(made, after=found[2].id) == found[3:]
