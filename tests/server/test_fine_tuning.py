@@ -45,7 +45,7 @@ def until(client: openai.OpenAI, job_id: str, *words: str) -> Any:
 
 
 def test_upload_fine_tune_a_kill_in_the_middle_and_chat(small_base: Path, tmp_path: Path) -> None:
-    supervised: Any = {"hyperparameters": {"n_epochs": 4, "batch_size": 2, "learning_rate_multiplier": 20, "r": 4}}
+    supervised: Any = {"hyperparameters": {"n_epochs": 12, "batch_size": 2, "learning_rate_multiplier": 20, "r": 4}}
     with started(small_base, tmp_path) as server, connected(server) as client:
         wrong = client.fine_tuning.jobs.create(model="small", training_file=sent(client, WRONG, "wrong.jsonl"))
         job = client.fine_tuning.jobs.create(
