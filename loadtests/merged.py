@@ -5,6 +5,10 @@ in the merged engine's type (loadtests/rivals/bare_base.py), one adapter merged 
 through the LoRA path of the same server. Tokens a second of decoding and the time to the first token at each number of
 clients, and the ratios merged / bare (what is meant to be 1) and merged / LoRA (the gain).
 
+One process is a few per cent faster than the next of the same program, for as long as it lives. So all servers are
+started several times, and the intervals are of what one start has in common against another; and the bare base runs
+twice: twin / bare is what the measurement itself is worth.
+
 The server's base engine is unquantised, so that all three have one type; with `--quantization nf4` its LoRA path is the
 4-bit one that is served by default.
 """
@@ -17,8 +21,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 
 import httpx
 from rich.console import Console
@@ -37,6 +42,13 @@ from server.launch import ServerProcess, free_port, launch, start
 
 MERGED, LORA = "promoted", "swapped"
 """The two adapters."""
+BARE, TWIN, OURS, SWAPPED = "bare", "twin", "merged", "LoRA"
+"""The ways."""
+RATIOS = ((OURS, BARE), (TWIN, BARE), (OURS, SWAPPED))
+WAVES = 4
+"""Requests of each client: the first of all clients come at once, those that follow as they come."""
+LEAST = 8
+"""Requests of a trace."""
 RANK = 8
 BUILD_S = 600
 MEASURES: dict[str, Callable[[Figures], float]] = {
@@ -58,15 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.merged", description=__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 16], help="at once (default: 1 8 16)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer (default: 64)")
-    parser.add_argument("--repetitions", type=int, default=8, help="of each (default: 8)")
+    parser.add_argument("--starts", type=int, default=4, help="of all servers (default: 4)")
+    parser.add_argument("--repetitions", type=int, default=2, help="of each after a start (default: 2)")
     parser.add_argument("--quantization", choices=("none", "nf4"), default="none", help="of the base engine")
     parser.add_argument("--flag", action="append", default=[], help="for both servers, as --flag=--compile")
     add_base(parser)
     arguments = parser.parse_args(argv)
     base = chosen_base(arguments)
-    with tempfile.TemporaryDirectory() as directory, _servers(base, Path(directory), arguments) as ways:
-        found = _measure(base, ways, arguments)
-    _print(found)
+    found = []
+    for number in range(arguments.starts):
+        with tempfile.TemporaryDirectory() as directory, _servers(base, Path(directory), arguments) as ways:
+            found.append(_measure(base, ways, number, arguments))
+        _print(found)  # of all so far
     return 0
 
 
@@ -77,22 +92,29 @@ def _servers(base: BaseModel, scratch: Path, arguments: argparse.Namespace) -> I
     ours += ["--merge-probe-tokens", "128"]
     with (
         launch(ours, scratch / "ours.log") as server,
-        _bare([*flags, "--data-dir", str(scratch / "bare")], scratch) as bare,
+        _bare(flags, scratch / BARE) as bare,
+        _bare(flags, scratch / TWIN) as twin,
     ):
-        for each in (server, bare):
+        for each in (server, bare, twin):
             each.wait_ready(START_TIMEOUT_S)
         adapters = {
             name: write_adapter(scratch / name, base, rank=RANK, seed=seed) for seed, name in enumerate((MERGED, LORA))
         }
         upload(server.url, adapters)
         _promote(server.url)
-        yield [Way("bare", bare.url, base.name), Way("merged", server.url, MERGED), Way("LoRA", server.url, LORA)]
+        yield [
+            Way(BARE, bare.url, base.name),
+            Way(OURS, server.url, MERGED),
+            Way(TWIN, twin.url, base.name),
+            Way(SWAPPED, server.url, LORA),
+        ]
 
 
-def _bare(flags: list[str], scratch: Path) -> ServerProcess:
+def _bare(flags: list[str], directory: Path) -> ServerProcess:
     port = free_port()
     command = [sys.executable, "-m", "loadtests.rivals.bare_base", "--port", str(port), *flags]
-    return start([*command, "--quantization", "none"], f"http://127.0.0.1:{port}", scratch / "bare.log")
+    command += ["--data-dir", str(directory), "--quantization", "none"]
+    return start(command, f"http://127.0.0.1:{port}", directory.with_suffix(".log"))
 
 
 def _promote(url: str) -> None:
@@ -108,42 +130,50 @@ def _promote(url: str) -> None:
 
 
 Measured = dict[int, dict[str, list[Figures]]]
-"""Clients → way → a figure for each repetition."""
+"""Clients → way → a figure for each repetition after one start."""
 
 
-def _measure(base: BaseModel, ways: list[Way], arguments: argparse.Namespace) -> Measured:
+def _measure(base: BaseModel, ways: list[Way], start: int, arguments: argparse.Namespace) -> Measured:
     found: Measured = {clients: {way.name: [] for way in ways} for clients in arguments.clients}
     with LoadGenerator(base.path, quiet=True) as generator:
         for way in ways:
-            generator.replay(make_trace(_wave(way.model, max(arguments.clients), arguments.tokens), 0), way.url)
-        rounds = range(1, arguments.repetitions + 1)
-        for number in track(rounds, "measuring", console=Console(file=sys.stderr)):
+            generator.replay(make_trace(_waves(way.model, max(arguments.clients), arguments.tokens), 0), way.url)
+        first = 1 + start * arguments.repetitions
+        rounds = range(first, first + arguments.repetitions)
+        said = f"measuring, start {start + 1} of {arguments.starts}"
+        for number in track(rounds, said, console=Console(file=sys.stderr)):
             for clients in arguments.clients:
                 for way in ways if number % 2 else reversed(ways):  # who comes first has no advantage
-                    trace = make_trace(_wave(way.model, clients, arguments.tokens), number)
+                    trace = make_trace(_waves(way.model, clients, arguments.tokens), number)
                     found[clients][way.name].append(Figures.of(generator.replay(trace, way.url), ANY))
     return found
 
 
-def _wave(model: str, clients: int, tokens: int) -> Workload:
-    return Workload((model,), clients, PROMPT, Lengths(tokens, tokens), concurrency=clients)
+def _waves(model: str, clients: int, tokens: int) -> Workload:
+    requests = max(LEAST, WAVES * clients)
+    return Workload((model,), requests, PROMPT, Lengths(tokens, tokens), concurrency=clients)
 
 
-def _print(found: Measured) -> None:
-    table = Table(title="medians; ratios with their 95 % confidence intervals")
-    for heading in ("clients", "measure", "bare", "merged", "LoRA", "merged / bare", "merged / LoRA"):
+def _print(starts: Sequence[Measured]) -> None:
+    table = Table(title=f"medians; ratios with their 95 % confidence intervals over starts ({len(starts)})")
+    ways = (BARE, TWIN, OURS, SWAPPED)
+    for heading in ("clients", "measure", *ways, *(f"{some} / {other}" for some, other in RATIOS)):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
-    for clients, by_way in found.items():
+    for clients in starts[0]:
         for name, measure in MEASURES.items():
-            values = {way: [measure(each) for each in figures] for way, figures in by_way.items()}
-            medians = [f"{median(values[way]):.1f}" for way in ("bare", "merged", "LoRA")]
-            ratios = [_shown(values["merged"], values[way]) for way in ("bare", "LoRA")]
+            values = {way: [[measure(each) for each in found[clients][way]] for found in starts] for way in ways}
+            medians = [f"{median(chain(*values[way])):.1f}" for way in ways]
+            ratios = [_shown(values[some], values[other]) for some, other in RATIOS]
             table.add_row(str(clients), name, *medians, *ratios)
     Console().print(table)
 
 
-def _shown(some: list[float], others: list[float]) -> str:
-    found = ratio(some, others)
+def _shown(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> str:
+    """Of the geometric means of each start."""
+    means = [[geometric_mean(each) for each in starts] for starts in (some, others)]
+    found = ratio(*means)
+    if len(some) == 1:
+        return f"{found.mean:.3f}"
     return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
