@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
-import os
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -32,23 +29,15 @@ from adapters.errors import (
 from adapters.file_store import DataFile, FileStore
 from adapters.job_records import QUEUED
 from adapters.jobs import Job, Jobs
-from adapters.peft_config import read_config
 from adapters.registry import Version
 from adapters.train.metrics import Metrics, read_metrics
-from adapters.upload import CONFIG, UploadOptions
+from adapters.upload import UploadOptions
 from server import worker_process
 from server.admission import Admission
 from server.errors import BadRequest, Overloaded, PermissionDenied
 from server.fetches import Fetches
-from server.fine_tuning_fields import (
-    OWN_KEYS,
-    JobFields,
-    Resolved,
-    configuration,
-    read_job,
-    require_configuration,
-    resolve,
-)
+from server.fine_tuning_fields import JobFields, read_job, require_configuration, resolve
+from server.fine_tuning_layout import ADAPTER, OF_THE_PARENT, Layout
 from server.jobs import Run, WorkerDied
 from server.resolve import Resolver
 from server.settings import Settings
@@ -56,13 +45,11 @@ from server.take_in import take_in
 
 KIND = "fine_tune"
 WORKER = "adapters.train.worker"
-PURPOSE, RESULTS = "fine-tune", "fine-tune-results"
+RESULTS = "fine-tune-results"
 MAX_QUEUED = 1000
 STOPPED = "training_stopped"
 """What it says when somebody else than we sent it a SIGTERM: whoever stops all processes of a service, for example."""
-ADAPTER, FILES, PARENT = "adapter", "files", "parent"
-OF_THE_PARENT = set(OWN_KEYS["peft"][1]) - {"lora_dropout"}
-"""Keys that are settled where an adapter is trained further."""
+FILES, PARENT = "files", "parent"
 STAGES = {
     "validating": "Validating files",
     "training": "Training begun on {train_rows} rows, {held_out_rows} held out",
@@ -73,7 +60,6 @@ STOP_S = 120.0
 """How long it may take to come to the end of its step, and to write down where it is."""
 EVENTS = 100
 """Steps of a run that become events; a run of more leaves some out, as few events of a job are kept."""
-DEFAULT_SEED = 42
 ERRORS = {kind.code: kind for kind in (ConfigError, DataError, NotServable, WouldNotFit)}
 """Of what the training process says; anything else is a TrainError."""
 
@@ -96,6 +82,7 @@ class FineTuning:
         self._admission = admission
         self._base = base
         self._settings = settings
+        self._layout = Layout(files, base, settings)
         self._root = settings.data_dir.absolute() / "fine-tuning"
 
     def ask(self, body: Mapping[str, Any], by: str) -> Job:
@@ -112,10 +99,8 @@ class FineTuning:
                 param=f"hyperparameters.{taken[0]}",
                 code="bad_hyperparameters",
             )
-        files = {"training_file": self._require_file("training_file", fields.training_file)}
-        if fields.validation_file is not None:
-            files["validation_file"] = self._require_file("validation_file", fields.validation_file)
-        require_configuration(self._sections("ft-x", fields, files, resolve(fields.wanted, 1)))
+        files = self._layout.require_files(fields)
+        require_configuration(self._layout.sections("ft-x", fields, files, resolve(fields.wanted, 1)))
         if self._jobs.count(QUEUED, [KIND]) >= MAX_QUEUED:
             raise Overloaded(f"{MAX_QUEUED} fine-tuning jobs wait already; try again when some have ended")
         kept = {param: asdict(file) for param, file in files.items()}
@@ -127,7 +112,8 @@ class FineTuning:
         directory = self._directory(run.job)
         parent = run.job.params.get(PARENT)
         adapter = None if parent is None else await self._fetches.path(parent["digest"])
-        hyperparameters = await asyncio.to_thread(self._lay_out, run.job, fields, directory, adapter)
+        job = adapter_name(run.job), fields, given_files(run.job)
+        hyperparameters = await asyncio.to_thread(self._layout.lay_out, directory, *job, adapter)
         run.report(hyperparameters=hyperparameters)
         if not (directory / ADAPTER).exists():
             await self._train(run, directory)
@@ -151,63 +137,8 @@ class FineTuning:
             except NotFound:
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _require_file(self, param: str, file_id: str) -> DataFile:
-        try:
-            file = self._files.file(file_id)
-        except NotFound as error:
-            raise BadRequest(error.message, param=param, code="file_not_found") from None
-        if file.purpose != PURPOSE:
-            raise BadRequest(
-                f"{param} {file_id} has the purpose {file.purpose!r}; upload it with the purpose {PURPOSE!r}",
-                param=param,
-                code="wrong_purpose",
-            )
-        return file
-
     def _directory(self, job: Job) -> Path:
         return self._root / job.id
-
-    def _lay_out(self, job: Job, fields: JobFields, directory: Path, adapter: Path | None) -> dict[str, Any]:
-        """Everything that the training process reads, as it was at the first attempt. Gives what `auto` became."""
-        directory.mkdir(parents=True, exist_ok=True)
-        files = given_files(job)
-        for param, file in files.items():
-            self._link(param, file, directory / _data_path(param, file))
-        rows = _rows(directory / _data_path("training_file", files["training_file"]))
-        resolved = resolve(fields.wanted, rows)
-        sections = self._sections(adapter_name(job), fields, files, resolved)
-        if adapter is not None:
-            sections["model"]["adapter_name_or_path"] = str(adapter.absolute())
-            sections["peft"] = _form_of(adapter, self._settings.max_lora_rank)
-        (directory / "run.yaml").write_text(json.dumps(sections, indent=1), encoding="utf-8")  # JSON is YAML
-        return asdict(resolved)
-
-    def _link(self, param: str, file: DataFile, destination: Path) -> None:
-        """Another name for the same bytes: who deletes the file then does not take it from the job."""
-        if destination.exists():
-            return
-        destination.parent.mkdir(exist_ok=True)
-        self._require_file(param, file.id)
-        try:
-            os.link(self._files.path(file.id), destination)
-        except OSError:  # a file system without links
-            shutil.copyfile(self._files.path(file.id), destination)
-
-    def _sections(
-        self, name: str, fields: JobFields, files: Mapping[str, DataFile], resolved: Resolved
-    ) -> dict[str, Any]:
-        paths = {param: str(_data_path(param, file)) for param, file in files.items()}
-        data: dict[str, Any] = {"train": [paths["training_file"]]}
-        if "validation_file" in paths:
-            data["eval"] = paths["validation_file"]
-        fixed: dict[str, dict[str, Any]] = {
-            "model": {"model_name_or_path": str(self._base.path.absolute())},
-            "quantization": {"load_in_4bit": self._settings.quantization == "nf4"},
-            "data": data,
-            "training": {"seed": DEFAULT_SEED if fields.seed is None else fields.seed},
-            "output": {"output_dir": ADAPTER, "name": name, "max_lora_rank": self._settings.max_lora_rank},
-        }
-        return configuration(fields.wanted, resolved, fixed)
 
     async def _train(self, run: Run, directory: Path) -> None:
         limits = (self._settings.fine_tuning_memory_bytes, self._settings.fine_tuning_threads)
@@ -251,27 +182,6 @@ def asked(job: Job) -> JobFields:
 def given_files(job: Job) -> dict[str, DataFile]:
     """`training_file` and perhaps `validation_file`, as they were when the job was made."""
     return {param: DataFile(**file) for param, file in job.params[FILES].items()}
-
-
-def _data_path(param: str, file: DataFile) -> Path:
-    """In the job's directory, named so that a message about a row says whose it is."""
-    name = re.sub(r"[^\w.-]", "_", Path(file.filename).name, flags=re.ASCII).lstrip(".")[-100:] or "data.jsonl"
-    return Path(param) / name
-
-
-def _form_of(adapter: Path, max_rank: int) -> dict[str, Any]:
-    """What `peft` must say to make the same matrices."""
-    config = read_config(adapter / CONFIG, max_rank)
-    if config.rank_pattern or config.alpha_pattern or config.alpha != int(config.alpha):
-        raise ConfigError("model: the adapter's modules differ in rank or scale; such a one cannot be trained further")
-    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
-    rslora = {"use_rslora": True} if config.use_rslora else {}
-    return {"r": config.rank, "lora_alpha": int(config.alpha), "target_modules": targets, **rslora}
-
-
-def _rows(path: Path) -> int:
-    with path.open("rb") as file:
-        return max(1, sum(bool(line.strip()) for line in file))
 
 
 async def _pass_on(run: Run, message: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from adapters.upload import UploadLimits
 from server import uploads
 from server.auth import Publisher, require
 from server.errors import BadRequest
-from server.fine_tuning import PURPOSE
+from server.fine_tuning_layout import PURPOSE
 from server.routes.answers import page
 from server.routes.queries import Word
 from server.services import Wired

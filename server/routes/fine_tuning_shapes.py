@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from adapters.job_records import RUNNING, SUCCEEDED, Job, JobEvent
-from server.fine_tuning import DEFAULT_SEED, asked, public_id
+from server.fine_tuning import asked, public_id
+from server.fine_tuning_layout import DEFAULT_SEED
 
 FILE = re.compile(r"\b(training_file|validation_file)/")
 """In whose directory a file lies that a message names."""
