@@ -1,6 +1,6 @@
 """Changes of aliases, inside a transaction that holds the adapter's row: move, roll back, remove, shadow.
 
-An alias moves to ready versions only, and every move is on record. Knows no database of its own.
+An alias moves only to versions that can be asked, and every move is on record. Knows no database of its own.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ from sqlalchemy import Connection
 from adapters import names, rows, shadow_rows
 from adapters.errors import Conflict
 from adapters.holds import last_move
-from adapters.records import READY, Adapter, Shadow
+from adapters.records import MERGE_ONLY, READY, Adapter, Shadow
 from adapters.references import listed, unknown_ref
+from adapters.servable import Answers, is_servable, without_engine
 from adapters.targets import Target
 
 
-def move(connection: Connection, name: str, alias: str, target: Target, by: str | None) -> None:
+def move(connection: Connection, name: str, alias: str, target: Target, by: str | None, answers: Answers) -> None:
     for number in target:
-        _require_ready(connection, name, number, "an alias can only move to a ready version")
+        version = rows.require_version(connection, name, number)
+        if not is_servable(version, answers):
+            if version.state == MERGE_ONLY:
+                raise without_engine(version, "move the alias")
+            raise Conflict(f"{version.ref} is {version.state}; an alias can only move to a ready version")
     rows.move(connection, name, alias, target, "set", by=by)
 
 
-def roll_back(connection: Connection, name: str, alias: str, by: str | None) -> None:
+def roll_back(connection: Connection, name: str, alias: str, by: str | None, answers: Answers) -> None:
     adapter = rows.read_adapter(connection, name)
     if alias not in adapter.targets:
         raise unknown_ref(adapter, alias)
@@ -32,7 +37,7 @@ def roll_back(connection: Connection, name: str, alias: str, by: str | None) -> 
             code="nothing_to_roll_back",
         )
     for each in last.old:
-        _require_servable(adapter, alias, each)
+        _require_servable(adapter, alias, each, answers)
     rows.move(connection, name, alias, last.old, "rollback", by=by)
     rows.mark_undone(connection, number)
 
@@ -51,7 +56,9 @@ def set_shadow(connection: Connection, name: str, alias: str, shadow: Shadow | N
     if target is None:
         raise unknown_ref(rows.read_adapter(connection, name), alias)
     if shadow is not None:
-        _require_ready(connection, name, shadow.number, "only a ready version can be a shadow")
+        version = rows.require_version(connection, name, shadow.number)
+        if version.state != READY:  # also where it has an engine: a shadow is asked by LoRA, behind everybody else
+            raise Conflict(f"{version.ref} is {version.state}; only a ready version can be a shadow")
         if set(target) == {shadow.number}:
             raise Conflict(
                 f"alias {alias!r} of {name} points to version {shadow.number} itself; shadow it with another version"
@@ -59,18 +66,16 @@ def set_shadow(connection: Connection, name: str, alias: str, shadow: Shadow | N
     shadow_rows.write_shadow(connection, name, alias, shadow)
 
 
-def _require_ready(connection: Connection, name: str, number: int, rule: str) -> None:
-    version = rows.require_version(connection, name, number)
-    if version.state != READY:
-        raise Conflict(f"{version.ref} is {version.state}; {rule}")
-
-
-def _require_servable(adapter: Adapter, alias: str, number: int) -> None:
-    states = {version.number: version.state for version in adapter.versions}
-    if states.get(number) != READY:
-        ready = [str(version.number) for version in adapter.versions if version.state == READY]
-        raise Conflict(
-            f"before its last move alias {alias!r} of {adapter.name} pointed to version {number}, which is "
-            f"{states.get(number, 'deleted')}; move it with PUT to one that is ready: {listed(ready)}",
-            code="rollback_target_gone",
-        )
+def _require_servable(adapter: Adapter, alias: str, number: int, answers: Answers) -> None:
+    versions = {version.number: version for version in adapter.versions}
+    before = versions.get(number)
+    if before is not None and is_servable(before, answers):
+        return
+    if before is not None and before.state == MERGE_ONLY:
+        raise without_engine(before, f"roll back the alias {alias!r}, which pointed to it before its last move")
+    ready = [str(version.number) for version in adapter.versions if version.state == READY]
+    raise Conflict(
+        f"before its last move alias {alias!r} of {adapter.name} pointed to version {number}, which is "
+        f"{before.state if before else 'deleted'}; move it with PUT to one that is ready: {listed(ready)}",
+        code="rollback_target_gone",
+    )

@@ -16,12 +16,15 @@ from adapters.errors import NotFound
 from adapters.listing import ALL, Wanted
 from adapters.records import CHECKING, DRAINING, About, Adapter, Alias, Move, Overview, Shadow, Version
 from adapters.references import pick, unknown_ref
+from adapters.servable import Answers, nobody
 from adapters.targets import aliases_of
 
 
 class Catalogue:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.answers: Answers = nobody
+        """A server says here which versions that are merge only have an engine."""
 
     def adapters(self, wanted: Wanted = ALL, *, after: str = "", limit: int | None = None) -> list[Adapter]:
         """In the order of their names: those behind `after`, at most `limit`."""
@@ -48,7 +51,7 @@ class Catalogue:
             return listing.list_versions(connection, name, wanted, after, limit)
 
     def served(self, name: str | None = None) -> list[Overview]:
-        """Adapters whose default alias has a version that is ready; `name`: this one alone."""
+        """Adapters whose default alias has a version to serve; `name`: this one alone."""
         with self._database.read() as connection:
             return listing.list_served(connection, names.DEFAULT, name)
 
@@ -65,14 +68,14 @@ class Catalogue:
     def resolve(self, name: str, ref: str | None = None, *, sticky: str | None = None) -> Version:
         """`ref`: none for the default alias, a number, `latest`, `sha256:` and 12 or more hex digits, or an alias.
 
-        Of an alias that several versions share, one that is ready; the same one each time for the same `sticky`.
+        Of an alias that several versions share, one that can be asked; the same one each time for the same `sticky`.
         """
         ref = names.DEFAULT if ref is None else ref
         with self._database.read() as connection:
             try:
-                return pick(rows.read_meant(connection, name, ref), ref, sticky)
+                return pick(rows.read_meant(connection, name, ref), ref, sticky, self.answers)
             except NotFound:
-                return pick(rows.read_adapter(connection, name), ref, sticky)  # says what there is instead
+                return pick(rows.read_adapter(connection, name), ref, sticky, self.answers)  # says what there is
 
     def about(self, version: Version) -> About:
         with self._database.read() as connection:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, FromClause, and_, exists, func, select, true
 
 from adapters import rows, schema, shadow_rows, tag_rows
-from adapters.records import READY, Adapter, Overview
+from adapters.records import MERGE_ONLY, READY, Adapter, Overview
 from adapters.tag_rows import OF_ADAPTER
 from adapters.tags import Condition
 
@@ -51,9 +51,10 @@ def list_overviews(connection: Connection, wanted: Wanted, after: str, limit: in
 
 
 def list_served(connection: Connection, alias: str, name: str | None) -> list[Overview]:
-    """Adapters (or the one of this name) of which the alias has a version that is ready."""
+    """Adapters (or the one of this name) of which the alias has a version to serve. One that is merge only has an
+    engine, or had one when the alias moved there."""
     targets, versions = schema.alias_targets, schema.versions
-    ready = and_(versions.c.number == targets.c.number, versions.c.state == READY)
+    ready = and_(versions.c.number == targets.c.number, versions.c.state.in_((READY, MERGE_ONLY)))
     query = select(targets.c.adapter).join(versions, and_(versions.c.adapter == targets.c.adapter, ready))
     query = query.where(targets.c.alias == alias, true() if name is None else targets.c.adapter == name)
     served = set(connection.scalars(query))

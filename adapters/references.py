@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from adapters import names
 from adapters.errors import NotFound
-from adapters.records import DRAINING, READY, Adapter, Version
+from adapters.records import DRAINING, Adapter, Version
+from adapters.servable import Answers, is_servable, nobody
 from adapters.targets import choose, main_version
 
 SHOWN = 8
@@ -17,7 +18,7 @@ def living(versions: Sequence[Version], digest: str) -> Version | None:
     return same[-1] if same else None
 
 
-def pick(adapter: Adapter, ref: str, sticky: str | None = None) -> Version:
+def pick(adapter: Adapter, ref: str, sticky: str | None = None, answers: Answers = nobody) -> Version:
     """`sticky`: whose request it is, so that one user always gets the same version of a split alias."""
     if names.NUMBER.fullmatch(ref):
         return only(adapter, ref, [version for version in adapter.versions if version.number == int(ref)])
@@ -27,9 +28,9 @@ def pick(adapter: Adapter, ref: str, sticky: str | None = None) -> Version:
         return only(adapter, ref, [adapter.latest] if adapter.latest else [])
     target = adapter.targets.get(ref, {})
     sharing = [version for version in adapter.versions if version.number in target]
-    ready = {version.number: target[version.number] for version in sharing if version.state == READY}
-    if len(sharing) > 1 and ready:
-        chosen = choose(ready, f"{adapter.name}@{ref}", sticky)
+    servable = {version.number: target[version.number] for version in sharing if is_servable(version, answers)}
+    if len(sharing) > 1 and servable:
+        chosen = choose(servable, f"{adapter.name}@{ref}", sticky)
     else:
         chosen = main_version(target) if target else 0  # in whatever state: the caller hears why it cannot serve
     return only(adapter, ref, [version for version in sharing if version.number == chosen])

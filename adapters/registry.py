@@ -210,7 +210,7 @@ class Registry(Catalogue):
             require_percent(shadow.percent)
         with self._writing(name, expected) as connection:
             if target is not None:
-                alias_changes.move(connection, name, alias, target, by)
+                alias_changes.move(connection, name, alias, target, by, self.answers)
             if not isinstance(shadow, Keep):
                 alias_changes.set_shadow(connection, name, alias, shadow)
             return rows.read_adapter(connection, name)
@@ -221,7 +221,7 @@ class Registry(Catalogue):
         """Take back the last move of the alias; once more, the one before it. Conflict where there is nothing to go
         back to, or what it pointed to cannot serve any more."""
         with self._writing(name, expected) as connection:
-            alias_changes.roll_back(connection, name, alias, by)
+            alias_changes.roll_back(connection, name, alias, by, self.answers)
             return rows.read_adapter(connection, name)
 
     def remove_alias(self, name: str, alias: str, *, by: str | None = None, expected: Revisions = None) -> Adapter:

@@ -26,6 +26,7 @@ from adapters.merge.bases import Asked
 from adapters.merge.orders import MergeOrder
 from adapters.records import MERGE_ONLY, READY
 from adapters.registry import Registry, Version
+from server import merge_only
 from server.engine.memory_plan import plan_of_merge
 from server.engine.merged import MergedEngine, MergedEngines
 from server.errors import AdapterUnavailable, EngineUnavailable, ServerError
@@ -62,9 +63,12 @@ class MergedVersions:
         self._base = base
         self._settings = settings
         self._root = settings.data_dir.absolute() / "merged"
+        self._asked: dict[str, Mapping[str, Any]] = {}
         self._wanted: Counter[str] = Counter()
         self._sweeping: set[asyncio.Task[None]] = set()
         merged.on_gone = self.sweep_soon
+        self.alone = asyncio.Lock()
+        """Held by whoever moves an alias or takes an engine back: no alias moves to an engine that is going."""
 
     def ask(self, version: Version, values: Values, by: str | None, *, accept_loss: bool = False) -> Job:
         """A job, or the one that is under way for this version. Raises what is known to be wrong already.
@@ -80,6 +84,23 @@ class MergedVersions:
         how = {"base": values, "dtype": self._settings.dtype, "accept_loss": accept_loss}
         return self._jobs.create(KIND, {**params, **how}, by=by)
 
+    def asked(self, name: str) -> Mapping[str, Any]:
+        """How the engine of this name was asked for, for `ask_again`; nothing where it was built by no job."""
+        return self._asked.get(name, {})
+
+    def ask_again(self, version: Version, asked: Mapping[str, Any], by: str) -> Job:
+        return self.ask(version, asked.get("base", "served"), by, accept_loss=asked.get("accept_loss", False))
+
+    def answers(self, version: Version) -> bool:
+        """Whether its engine answers now: then an alias may move to a version that is merge only."""
+        return self._merged.answers(engine_name(version))
+
+    def why_not(self, version: Version, alias: str | None) -> ServerError | None:
+        """Of a version that is merge only: why no engine of it answers here. None: one does, or will by itself."""
+        if self._merged.serves(name := engine_name(version)):
+            return None
+        return merge_only.why_not(version, alias, self._merged.find(name), self._under_way(version))
+
     def standing(self, version: Version) -> MergedEngine | None:
         """Its engine, where it has one that is up, or will be again by itself."""
         engine = self._merged.find(engine_name(version))
@@ -92,14 +113,20 @@ class MergedVersions:
             raise NotFound(f"{version.ref} has no merged engine", code="no_merged_engine")
         return found
 
-    def cancel(self, version: Version, by: str | None) -> Job | None:
-        """What is under way for it, asked to stop."""
-        job = self._under_way(version)
-        return None if job is None else self._jobs.cancel(job.id, by=by)
-
-    async def fall_back(self, version: Version) -> None:
-        """New requests take the LoRA path at once; returns when its engine, if it has one, is gone."""
-        await self._merged.demote(engine_name(version))
+    async def fall_back(
+        self, version: Version, by: str | None, *, force: bool = False
+    ) -> tuple[Job | None, asyncio.Task[None]]:
+        """New requests take the LoRA path at once. What is under way for it, asked to stop; and a task that ends when
+        its engine, if it has one, is gone. Raises Conflict, unless with `force`, where an alias needs the engine."""
+        async with self.alone:
+            if not force:
+                await asyncio.to_thread(merge_only.require_unaliased, self._registry, version)
+            job = await asyncio.to_thread(self._under_way, version)
+            if job is not None:
+                job = await asyncio.to_thread(self._jobs.cancel, job.id, by=by)
+            ending = asyncio.create_task(self._merged.demote(engine_name(version)))
+            await asyncio.sleep(0)  # it is on its way out before anybody moves an alias
+            return job, ending
 
     async def work(self, run: Run) -> Mapping[str, Any]:
         params = run.job.params
@@ -107,6 +134,7 @@ class MergedVersions:
         with self._wants(key := _key(params)):
             made = await self._merge(run, version, self._root / key)
             await self._servable(params)
+            self._asked[engine_name(version)] = {name: params[name] for name in ("base", "accept_loss")}
             engine = await self._promote(run, engine_name(version), self._root / key)
             try:
                 await self._servable(params)  # whoever took it out of service before there was an engine saw none

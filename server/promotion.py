@@ -17,7 +17,7 @@ from adapters.promotions import ADVISED, BUILDING, BY_HAND, MEASURING, WITHDRAWN
 from adapters.records import READY
 from server.engine.merged import MergedEngines
 from server.errors import MergedEngineRefused
-from server.promotion_course import Begin, Course, Mode
+from server.promotion_course import Asked, Begin, Course, Mode
 from server.promotion_figures import KNOWN_S, conditions_of, measured_speedup, past_of, predict
 from server.promotion_ledger import Ledger
 from server.promotion_policy import Decision, Memory, Rules, Situation, Standing, decide
@@ -30,8 +30,8 @@ LOOK_S = 5.0
 
 
 class Promoter:
-    """`begin` makes the job that gives a version its engine. `room` raises MergedEngineRefused while one more would not
-    fit into the memory."""
+    """`begin` makes the job that gives a version its engine, `asked` says how the one of a name was asked for. `room`
+    raises MergedEngineRefused while one more would not fit into the memory."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Promoter:
         jobs: Jobs,
         *,
         begin: Begin,
+        asked: Asked = lambda _: {},
         room: Callable[[], None],
     ) -> None:
         self.mode: Mode = settings.promotion
@@ -49,7 +50,7 @@ class Promoter:
         self._conditions = conditions_of(settings)
         self._traffic = traffic
         self._ledger = ledger
-        self._course = Course(ledger, traffic, merged, begin, jobs, settings)
+        self._course = Course(ledger, traffic, merged, begin, asked, jobs, settings)
         self._merged = merged
         self._room = room
         self._memory = Memory()
@@ -66,6 +67,10 @@ class Promoter:
             self._rounds.cancel()
             await asyncio.wait([self._rounds])
         await self._course.close()
+
+    async def write_down(self) -> None:
+        """What a person had built, now: from then on a restart builds it again."""
+        await self._course.find_those_by_hand()
 
     async def look(self) -> None:
         for story in await self._ledger.live():

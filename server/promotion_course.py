@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from adapters.errors import AdapterError, NotFound, Unfaithful
@@ -44,8 +44,11 @@ log = logging.getLogger(__name__)
 MEASURE_S = 600.0
 """How long requests are waited for after a switch; then what there is must do."""
 Mode = Literal["off", "advise", "auto"]
-Begin = Callable[[Version], Job]
-"""Gives a version its engine, as a durable job: merges, checks, builds, switches. Raises what is known to be wrong."""
+Begin = Callable[[Version, Mapping[str, Any]], Job]
+"""Gives a version its engine, as a durable job: merges, checks, builds, switches. Raises what is known to be wrong. The
+second is how it was asked for before; nothing: as it is served."""
+Asked = Callable[[str], Mapping[str, Any]]
+"""Engine name → how it was asked for, where a job built it."""
 
 
 class Course:
@@ -55,6 +58,7 @@ class Course:
         traffic: Traffic,
         merged: MergedEngines,
         begin: Begin,
+        asked: Asked,
         jobs: Jobs,
         settings: Settings,
     ) -> None:
@@ -62,6 +66,9 @@ class Course:
         self._traffic = traffic
         self._merged = merged
         self._job_for = begin
+        self._asked = asked
+        self._telling = asyncio.Lock()
+        """Whoever looks for engines without a story sees none whose story is just ending, or beginning."""
         self._jobs = jobs
         self._mode: Mode = settings.promotion
         self._requests = settings.promotion_requests
@@ -84,7 +91,7 @@ class Course:
 
     async def begin(self, version: Version, reason: str, figures: Any) -> None:
         try:
-            job = await asyncio.to_thread(self._job_for, version)
+            job = await asyncio.to_thread(self._job_for, version, {})
         except (ServerError, AdapterError) as error:
             story = await self._ledger.begin(version, BUILDING, reason, figures=figures)
             await self._ledger.change(story, f"{error.message} ({error.code})", FAILED)
@@ -94,12 +101,13 @@ class Course:
     async def end(self, story: Promotion, reason: str, state: str = DEMOTED, **more: Any) -> None:
         """Requests go by LoRA at once; those that run there are waited for elsewhere."""
         version = await self._ledger.version(story.ref)
-        await self._ledger.change(story, reason, state, **more)
-        if version is not None:
-            task = asyncio.create_task(self._merged.demote(engine_name(version)))
-            self._going.add(task)
-            task.add_done_callback(self._gone)
-            await asyncio.sleep(0)  # it is on its way out before anybody looks again
+        async with self._telling:
+            await self._ledger.change(story, reason, state, **more)
+            if version is not None:
+                task = asyncio.create_task(self._merged.demote(engine_name(version)))
+                self._going.add(task)
+                task.add_done_callback(self._gone)
+                await asyncio.sleep(0)  # it is on its way out before anybody looks again
 
     async def follow(self, story: Promotion) -> None:
         if story.state == BUILDING:
@@ -113,13 +121,15 @@ class Course:
                 await self._measure(story)
 
     async def find_those_by_hand(self) -> None:
-        known = {story.ref for story in await self._ledger.live() if story.state != ADVISED}
-        for name, engine in self._merged.snapshot().items():
-            version = await self._ledger.version_of(name)
-            if version is not None and engine.state == "ready" and version.ref not in known:
-                reason = f"{version.ref} was promoted by hand"
-                story = await self._ledger.begin(version, SERVING, reason, origin=BY_HAND)
-                self._ledger.switched[story.id] = engine.since or self._ledger.clock()
+        async with self._telling:
+            known = {story.ref for story in await self._ledger.live() if story.state != ADVISED}
+            for name, engine in self._merged.snapshot().items():
+                version = await self._ledger.version_of(name)
+                if version is not None and engine.state == "ready" and version.ref not in known:
+                    reason = f"{version.ref} was promoted by hand"
+                    told = {"origin": BY_HAND, "figures": {"asked": dict(self._asked(name))}}
+                    story = await self._ledger.begin(version, SERVING, reason, **told)
+                    self._ledger.switched[story.id] = engine.since or self._ledger.clock()
 
     async def _follow_job(self, story: Promotion) -> None:
         assert story.job is not None
@@ -187,7 +197,7 @@ class Course:
             await self._ledger.change(story, f"the server was started anew, with promotion = {self._mode}", DEMOTED)
         else:
             try:
-                job = await asyncio.to_thread(self._job_for, version)
+                job = await asyncio.to_thread(self._job_for, version, story.figures.get("asked", {}))
             except (ServerError, AdapterError) as error:
                 await self._ledger.change(story, f"it was not built again: {error.message} ({error.code})", FAILED)
                 return

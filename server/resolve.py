@@ -18,7 +18,7 @@ from adapters.names import DEFAULT, is_alias
 from adapters.records import MERGE_ONLY, READY
 from adapters.registry import Registry, Version
 from adapters.store import Store
-from server.errors import AdapterUnavailable, ModelNotFound
+from server.errors import AdapterUnavailable, ModelNotFound, ServerError
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,23 @@ def engine_name(version: Version) -> str:
     return f"{version.adapter}@{version.digest.removeprefix('sha256:')[:12]}"
 
 
-class Resolver:
-    """`serves_merged`: whether a version has an engine of its own, by engine name."""
+WhyNot = Callable[[Version, str | None], ServerError | None]
+"""Of a version that is merge only, and the alias it was found through: why no engine answers; None: one does, or will
+shortly."""
 
-    def __init__(
-        self, registry: Registry, store: Store, base_name: str, serves_merged: Callable[[str], bool] = lambda _: False
-    ) -> None:
+
+class Resolver:
+    def __init__(self, registry: Registry, store: Store, base_name: str, why_not_merged: WhyNot) -> None:
         self._registry = registry
         self._store = store
-        self._serves_merged = serves_merged
+        self._why_not_merged = why_not_merged
         self.base_name = base_name
 
     def resolve(self, asked: str, sticky: str | None = None) -> Target:
         """`sticky`: whose request it is, for aliases that several versions share.
 
-        Raises ModelNotFound, or AdapterUnavailable for a version that exists but must not serve.
+        Raises ModelNotFound, AdapterUnavailable for a version that exists but must not serve, and what stands in the
+        way of one that only a merged engine can serve.
         """
         if asked in ("", self.base_name):
             return Target(asked or self.base_name)
@@ -65,15 +67,17 @@ class Resolver:
             version = self._registry.resolve(name, ref or None, sticky=sticky)
         except (NotFound, InvalidAdapter) as error:
             raise _not_found(asked, str(error)) from None
-        merged = version.state == MERGE_ONLY and self._serves_merged(engine_name(version))
-        if version.state != READY and not merged:
+        alias = ref or DEFAULT if is_alias(ref or DEFAULT) else None
+        if version.state == MERGE_ONLY:
+            if (why_not := self._why_not_merged(version, alias)) is not None:
+                raise why_not
+        elif version.state != READY:
             raise AdapterUnavailable(
                 f"adapter {version.ref} is {version.state}" + (f": {version.reason}" if version.reason else ""),
                 code=f"adapter_{version.state}",
                 param="model",
             )
-        alias = ref or DEFAULT
-        return Target(asked, version, self._store.at_hand(version.digest), alias if is_alias(alias) else None)
+        return Target(asked, version, self._store.at_hand(version.digest), alias)
 
 
 def _not_found(asked: str, detail: str) -> ModelNotFound:

@@ -80,7 +80,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     )
     lifecycle = Lifecycle(registry, ingest, residency, running, merged, settings.keep_versions)
     telemetry = Telemetry(settings.max_metric_adapters)
-    resolver = Resolver(registry, store, base.name, merged.serves)
+    resolver = Resolver(registry, store, base.name, lambda version, alias: merged_versions.why_not(version, alias))
     fetches = Fetches(store)
     ways = Ways(pool, merged, resolver, fetches, turns, residency, telemetry)
     shadows = Shadows(registry, pool, resolver, fetches, turns, residency, running, lifecycle, telemetry)
@@ -108,6 +108,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         merged_versions.ended(job)
 
     merged_versions = MergedVersions(queue, registry, merging, merged, base, settings)
+    registry.answers = merged_versions.answers
     if settings.merging:
         work = {MERGE: merges.work, EXPORT: exports.work, MERGED_ENGINE: merged_versions.work}
         kinds |= {kind: Kind(each, at_once=1) for kind, each in work.items()}
@@ -119,7 +120,8 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         Ledger(stories, registry, telemetry),
         merged,
         queue,
-        begin=lambda version: merged_versions.ask(version, "served", PROMOTER),
+        begin=lambda version, asked: merged_versions.ask_again(version, asked, PROMOTER),
+        asked=merged_versions.asked,
         room=lambda: merged.require_room("", memory_plan.plan_of_merge(base, settings)),
     )
     return Services(

@@ -124,6 +124,11 @@ class MergedEngines:
         entry = self._entries.get(name)
         return entry is not None and entry.state not in ("draining", "failed")
 
+    def answers(self, name: str) -> bool:
+        """Whether a request for `name` is answered by one now."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.state == "ready"
+
     def snapshot(self) -> dict[str, MergedEngine]:
         return dict(self._entries)
 

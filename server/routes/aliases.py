@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
@@ -67,16 +69,10 @@ async def set_alias(
     edit: AliasEdit,
 ) -> Response:
     """To one version, or to several that share its traffic: `{"split": {"3": 90, "4": 10}}`. Its `shadow`, which may be
-    given alone, is `{"version": 4, "percent": 10}`, or null for none."""
-    moved = await asyncio.to_thread(
-        wired.registry.set_alias,
-        name,
-        alias,
-        edit.target(),
-        shadow=edit.new_shadow(),
-        by=caller.id,
-        expected=expected,
-    )
+    given alone, is `{"version": 4, "percent": 10}`, or null for none. To a version that is merge only while its merged
+    engine is ready here."""
+    change = partial(wired.registry.set_alias, name, alias, edit.target(), shadow=edit.new_shadow())
+    moved = await _moved(wired, partial(change, by=caller.id, expected=expected))
     await wired.shadows.reload()
     return _changed(request, moved, wired)
 
@@ -111,8 +107,15 @@ async def rollback(
     alias: Annotated[str, Body(embed=True)] = DEFAULT,
 ) -> Response:
     """Take back the last move of the alias. Requests that run finish on the version they began with."""
-    moved = await asyncio.to_thread(wired.registry.rollback, name, alias, by=caller.id, expected=expected)
+    moved = await _moved(wired, partial(wired.registry.rollback, name, alias, by=caller.id, expected=expected))
     return _changed(request, moved, wired)
+
+
+async def _moved(wired: Services, change: Callable[[], Adapter]) -> Adapter:
+    """No engine that the alias moves to goes meanwhile, and a restart builds it again."""
+    async with wired.merged_versions.alone:
+        await wired.promoter.write_down()
+        return await asyncio.to_thread(change)
 
 
 def _changed(request: Request, adapter: Adapter, wired: Services) -> Response:

@@ -60,14 +60,20 @@ async def show(name: str, number: Number, wired: Wired) -> dict[str, Any]:
 
 @router.delete("")
 async def fall_back(
-    name: str, number: Number, wired: Wired, caller: Operator, response: Response, wait_s: WaitSeconds = 30
+    name: str,
+    number: Number,
+    wired: Wired,
+    caller: Operator,
+    response: Response,
+    wait_s: WaitSeconds = 30,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Requests take the LoRA path at once; those that run there end there. 202 where that takes over `wait_s`."""
+    """Requests take the LoRA path at once; those that run there end there. 202 where that takes over `wait_s`. Of a
+    version that is merge only and that an alias serves, only with `force`."""
     version = await asyncio.to_thread(wired.registry.resolve, name, str(number))
-    job = await asyncio.to_thread(wired.merged_versions.cancel, version, caller.id)
+    job, ending = await wired.merged_versions.fall_back(version, caller.id, force=force)
     if job is not None:
         wired.runner.cancel(job.id)
-    ending = asyncio.create_task(wired.merged_versions.fall_back(version))
     _, pending = await asyncio.wait([ending], timeout=wait_s)
     if pending:
         response.status_code = 202

@@ -3,7 +3,7 @@ ended by the test; traffic, policy, stories and the engines' lives are the real 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +85,7 @@ class Bench:
         if self.no_room is not None:
             raise MergedEngineRefused(self.no_room)
 
-    def begin(self, version: Version) -> Job:
+    def begin(self, version: Version, _: Mapping[str, Any]) -> Job:
         self.begun.append(version.ref)
         return self.jobs.create("merged_engine", {"ref": version.ref})
 
