@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from adapters.base import BaseModel
 from adapters.merge.apply import write_merged
@@ -16,23 +15,11 @@ from adapters.merge.export.gguf_file import OutType
 from adapters.merge.export.gguf_model import plan_gguf, write_model
 from adapters.merge.export.origin import origin_of
 from adapters.merge.export.parity import Parity, compare
-from adapters.merge.plan import MergePlan, plan_merge
-from adapters.tensor_values import Matrix
+from adapters.merge.plan import plan_merge
+from tests.flows.spoken import MOST, Spoken, spoken
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: uv pip install xllamacpp")
 pytestmark = pytest.mark.filterwarnings("ignore")
-PROMPTS = yaml.safe_load(Path("adapters/train/demo/pirate.yaml").read_text())["eval"]["prompts"]
-"""Those that its training prints answers to."""
-MOST = 40
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """By PEFT, on what NF4 leaves of the base, in fp32."""
-
-    prompts: list[list[int]]
-    answers: list[list[int]]
-    rows: Matrix
 
 
 @dataclass(frozen=True)
@@ -49,26 +36,6 @@ def merged(demo_base: Path, demo_adapters: dict[str, Path], tmp_path_factory: py
     return Merged(BaseModel.read(path), spoken(demo_base, demo_adapters["pirate"], plan))
 
 
-def spoken(base: Path, adapter: Path, plan: MergePlan) -> Spoken:
-    from adapters.merge.export.reader import TransformersReader, load_tokenizer
-    from adapters.merge.planned_weights import PlannedWeights
-    from adapters.merge.variants import Variant
-
-    tokenizer = load_tokenizer(base)
-    model = Variant("adapter", "dequantized", "float32").load(PlannedWeights(plan), adapter)
-    reader = TransformersReader(model, tokenizer)
-    prompts = [
-        [int(token) for token in tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)]
-        for chat in ([{"role": "user", "content": prompt}] for prompt in PROMPTS)
-    ]
-    answers = [reader.greedy(prompt, MOST) for prompt in prompts]
-    rows = [
-        reader.rows(prompt + answer, range(len(prompt), len(prompt) + len(answer)))
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    return Spoken(prompts, answers, np.concatenate(rows))
-
-
 def heard(merged: Merged, path: Path, outtype: OutType) -> tuple[list[list[int]], Parity]:
     """Greedy answers of llama.cpp, and how near it is on those of PEFT."""
     plan = plan_gguf(merged.directory, outtype, origin_of(merged.directory.path))
@@ -76,12 +43,8 @@ def heard(merged: Merged, path: Path, outtype: OutType) -> tuple[list[list[int]]
     said = merged.spoken
     with llama_cpp.loaded(path, plan.decoder.vocabulary, context=512) as reader:
         answers = [reader.greedy(prompt, MOST) for prompt in said.prompts]
-        rows = [
-            reader.rows(prompt + answer, range(len(prompt), len(prompt) + len(answer)))
-            for prompt, answer in zip(said.prompts, said.answers, strict=True)
-        ]
-    came = [token for answer in said.answers for token in answer]
-    return answers, compare(said.rows, np.concatenate(rows), came)
+        rows = [reader.rows(*chat) for chat in said.chats]
+    return answers, compare(said.rows, np.concatenate(rows), said.came)
 
 
 def test_f16_gives_the_same_text(merged: Merged, tmp_path: Path) -> None:
