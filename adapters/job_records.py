@@ -40,6 +40,8 @@ class Job:
     attempts: int
     cancel_requested: bool
     pause_requested: bool
+    server: str | None = None
+    """The only one that may claim it; None: any may."""
 
     @property
     def has_ended(self) -> bool:

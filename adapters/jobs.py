@@ -7,7 +7,8 @@
 
 A worker claims a job, beats while it works, and ends it. When the beats stop, `recover` gives the job to somebody else,
 and what the first worker says afterwards is refused: every one of its writes asks whether the job is still its own.
-It does not know what the kinds of jobs do.
+A job that is of use to one server alone names it and waits for it; `abandon` ends those of one that does not come
+back. It does not know what the kinds of jobs do.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, or_, select, update
 
 from adapters import schema
 from adapters.database import Database
@@ -44,8 +45,10 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, kind: str, params: Mapping[str, Any], *, by: str | None = None) -> Job:
+    def create(self, kind: str, params: Mapping[str, Any], *, by: str | None = None, server: str | None = None) -> Job:
+        """`server`: the only one that may claim it; None: any may."""
         job_id, values = _new_id(), {"kind": kind, "state": QUEUED, "params": dict(params), "created_by": by}
+        values["server"] = server
         with self._database.write() as connection:
             connection.execute(insert(_jobs).values(id=job_id, **values, progress={}, created_at=_now()))
             return _read(connection, job_id)
@@ -85,9 +88,11 @@ class Jobs:
             _read(connection, job_id)
             return [JobEvent(**row) for row in connection.execute(query).mappings()]
 
-    def claim(self, kinds: Collection[str], worker: str) -> Job | None:
-        """The oldest queued job of these kinds, now this worker's; none where there is none."""
-        queued = (_jobs.c.state == QUEUED, _jobs.c.kind.in_(kinds))
+    def claim(self, kinds: Collection[str], worker: str, server: str | None = None) -> Job | None:
+        """The oldest queued job of these kinds, now this worker's; none where there is none. `server`: whose own jobs
+        may be claimed beside those that are anybody's."""
+        allowed = or_(_jobs.c.server.is_(None), _jobs.c.server == server)
+        queued = (_jobs.c.state == QUEUED, _jobs.c.kind.in_(kinds), allowed)
         oldest = select(_jobs.c.id).where(*queued).order_by(_jobs.c.id).limit(1)
         with self._database.read() as connection:
             if connection.scalar(oldest) is None:  # nobody takes the write lock to look at an empty queue
@@ -218,6 +223,17 @@ class Jobs:
             return []
         with self._database.write() as connection:
             return [_read(connection, job_id) for job_id in found if _take_away(connection, job_id, silent)]
+
+    def abandon(self, server: str, why: str) -> list[Job]:
+        """End what waits for a server that does not come back."""
+        waiting = (_jobs.c.server == server, _jobs.c.state.in_((QUEUED, PAUSED)))
+        with self._database.write() as connection:
+            found = list(connection.scalars(select(_jobs.c.id).where(*waiting).order_by(_jobs.c.id)))
+            values = {"state": FAILED, "ended_at": _now(), "error": {"code": "server_lost", "message": why}}
+            for job_id in found:
+                connection.execute(update(_jobs).where(_jobs.c.id == job_id).values(**values))
+                _append(connection, job_id, f"failed: {why} (server_lost)", "error")
+            return [_read(connection, job_id) for job_id in found]
 
     def _end(self, job_id: str, worker: str, message: str, level: str = "info", **values: Any) -> Job:
         assert values["state"] in ENDED, values

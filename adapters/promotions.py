@@ -142,6 +142,14 @@ class Promotions:
                 _forget_old(connection)
             return _read(connection, promotion_id)
 
+    def abandon(self, server: str, why: str) -> None:
+        """End the stories of a server that does not come back."""
+        with self._database.read() as connection:
+            live = select(_table.c.id, _table.c.state).where(_table.c.server == server, _table.c.state.in_(LIVE))
+            found = connection.execute(live).all()
+        for story in found:
+            self.change(story.id, why, state=WITHDRAWN if story.state == ADVISED else DEMOTED)
+
     def promotion(self, promotion_id: str) -> Promotion:
         with self._database.read() as connection:
             return _read(connection, promotion_id)

@@ -26,7 +26,7 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "6"
+REVISION = "7"
 """The last step in `migrations/versions`."""
 
 
@@ -166,6 +166,7 @@ jobs = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("cancel_requested", Boolean, nullable=False, default=False),
     Column("pause_requested", Boolean, nullable=False, default=False, server_default=false()),
+    Column("server", String(32)),
     Index("ix_jobs_state", "state"),
 )
 
@@ -178,6 +179,14 @@ job_events = Table(
     Column("level", String(16), nullable=False),
     Column("message", Text, nullable=False),
     Column("data", JSON),
+)
+
+# Those that are up on this registry, or were.
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("seen_at", UtcDateTime, nullable=False),
 )
 
 # Of an engine of merged weights. It outlives its version: what was learned of it is worth knowing.

@@ -125,6 +125,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     with ExitStack() as held:
         held.callback(services.registry.close)
+        held.callback(services.identity.release)
         await asyncio.to_thread(_take_up_jobs, services)
         await asyncio.to_thread(held.enter_context, services.registry.serving())
         async with _running(services):
@@ -148,12 +149,14 @@ async def _running(services: Services) -> AsyncIterator[None]:
     await services.shadows.reload()
     await services.lifecycle.resume()
     await services.admission.resume()
+    await services.presence.open()
     await services.promoter.open()
     services.runner.open()
     try:
         yield
     finally:
         await services.promoter.close()
+        await services.presence.close()
         await services.shadows.close()
         await services.runner.close()
         await services.admission.close()

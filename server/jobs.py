@@ -1,7 +1,8 @@
 """Runs the durable jobs that belong to this process: claims them, beats for them, ends them as their work ends.
 
 A job outlives the client that asked for it and the process that began it: what a stop or a crash interrupts is queued
-again and begun anew, here or by another process on the same database. It does not know what the kinds do.
+again and begun anew, here or, if it is not this server's own, by another process on the same database. It does not know
+what the kinds do.
 """
 
 from __future__ import annotations
@@ -98,10 +99,18 @@ class Kind:
 
 
 class JobRunner:
-    """`kinds`: what is worked on here. `on_end`: told of every job that ends here."""
+    """`kinds`: what is worked on here. `on_end`: told of every job that ends here. `server`: whose own jobs are done
+    here, beside those that are anybody's."""
 
-    def __init__(self, jobs: Jobs, kinds: Mapping[str, Kind], on_end: Callable[[Job], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        kinds: Mapping[str, Kind],
+        on_end: Callable[[Job], None] = lambda _: None,
+        server: str | None = None,
+    ) -> None:
         self._jobs = jobs
+        self._server = server
         self._kinds = kinds
         self._on_end = on_end
         self._worker = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
@@ -180,7 +189,7 @@ class JobRunner:
         for run in list(self._running.values()):
             await self._beat(run)
         while not self._closing and (wanted := self._kinds_with_room()):
-            job = await self._in_table(self._jobs.claim, wanted, self._worker)
+            job = await self._in_table(self._jobs.claim, wanted, self._worker, self._server)
             if job is None:
                 return
             run = Run(job, self._jobs, self._worker)

@@ -55,6 +55,7 @@ class MergedVersions:
         merged: MergedEngines,
         base: BaseModel,
         settings: Settings,
+        server: str,
     ) -> None:
         self._jobs = jobs
         self._registry = registry
@@ -62,7 +63,9 @@ class MergedVersions:
         self._merged = merged
         self._base = base
         self._settings = settings
-        self._root = settings.data_dir.absolute() / "merged"
+        self._server = server
+        self._roots = settings.data_dir.absolute() / "merged"
+        self._root = self._roots / server  # another server on this directory would sweep what is in use here
         self._asked: dict[str, Mapping[str, Any]] = {}
         self._wanted: Counter[str] = Counter()
         self._sweeping: set[asyncio.Task[None]] = set()
@@ -82,7 +85,7 @@ class MergedVersions:
         self._merged.require_room(engine_name(version), plan_of_merge(self._base, self._settings))
         params = {"name": version.adapter, "version": version.number, "digest": version.digest}
         how = {"base": values, "dtype": self._settings.dtype, "accept_loss": accept_loss}
-        return self._jobs.create(KIND, {**params, **how}, by=by)
+        return self._jobs.create(KIND, {**params, **how}, by=by, server=self._server)
 
     def asked(self, name: str) -> Mapping[str, Any]:
         """How the engine of this name was asked for, for `ask_again`; nothing where it was built by no job."""
@@ -165,13 +168,17 @@ class MergedVersions:
         """Merged weights that no engine and no job needs go, and what a crash left of some."""
         wanted = await asyncio.to_thread(self._wanted_by_jobs)
         going = []
-        for path in list(self._root.iterdir()) if self._root.exists() else ():
+        for path in self._left():
             used = {engine.directory for engine in self._merged.snapshot().values()}
             key = _key_of(path)
             if path not in used and (key is None or not (key in wanted or self._wanted[key])):
                 going.append(_aside(path))  # renamed before anybody else has the word: a job sees all of it, or nothing
         for path in going:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+    def forget(self, server: str) -> None:
+        """One that shared this directory, perhaps, does not come back."""
+        shutil.rmtree(self._roots / server, ignore_errors=True)
 
     async def close(self) -> None:
         if self._sweeping:
@@ -225,7 +232,15 @@ class MergedVersions:
         return None
 
     def _open_jobs(self) -> list[Job]:
-        return [job for state in (RUNNING, QUEUED) for job in self._jobs.jobs(state=state, kind=KIND)]
+        """This server's; those of an older release are anybody's."""
+        found = [job for state in (RUNNING, QUEUED) for job in self._jobs.jobs(state=state, kind=KIND)]
+        return [job for job in found if job.server in (None, self._server)]
+
+    def _left(self) -> list[Path]:
+        """What lies in its directory, and what an older release left beside it."""
+        here = list(self._root.iterdir()) if self._root.exists() else []
+        beside = list(self._roots.iterdir()) if self._roots.exists() else []
+        return here + [path for path in beside if path.name.startswith(GONE) or _key_of(path) is not None]
 
     def _wanted_by_jobs(self) -> set[str]:
         return {_key(job.params) for job in self._open_jobs()}

@@ -75,6 +75,7 @@ class Promoter:
     async def look(self) -> None:
         for story in await self._ledger.live():
             await self._course.follow(story)
+        await self._course.end_orphans()
         await self._course.find_those_by_hand()
         live = await self._ledger.live()
         if self.mode != "off":

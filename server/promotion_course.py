@@ -104,9 +104,7 @@ class Course:
         async with self._telling:
             await self._ledger.change(story, reason, state, **more)
             if version is not None:
-                task = asyncio.create_task(self._merged.demote(engine_name(version)))
-                self._going.add(task)
-                task.add_done_callback(self._gone)
+                self._demote(engine_name(version))
                 await asyncio.sleep(0)  # it is on its way out before anybody looks again
 
     async def follow(self, story: Promotion) -> None:
@@ -130,6 +128,14 @@ class Course:
                     told = {"origin": BY_HAND, "figures": {"asked": dict(self._asked(name))}}
                     story = await self._ledger.begin(version, SERVING, reason, **told)
                     self._ledger.switched[story.id] = engine.since or self._ledger.clock()
+
+    async def end_orphans(self) -> None:
+        """Engines whose version another server took out of service; what this one takes out it ends itself."""
+        for name, engine in self._merged.snapshot().items():
+            if engine.since and engine.state != "draining":
+                version = await self._ledger.version_of(name)
+                if version is None or await self._ledger.servable(version.ref) is None:
+                    self._demote(name)
 
     async def _follow_job(self, story: Promotion) -> None:
         assert story.job is not None
@@ -208,6 +214,11 @@ class Course:
         with contextlib.suppress(NotFound):
             return story.job is not None and (await asyncio.to_thread(self._jobs.job, story.job)).state == SUCCEEDED
         return False
+
+    def _demote(self, name: str) -> None:
+        task = asyncio.create_task(self._merged.demote(name))
+        self._going.add(task)
+        task.add_done_callback(self._gone)
 
     def _gone(self, task: asyncio.Task[None]) -> None:
         self._going.discard(task)

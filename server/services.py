@@ -22,12 +22,14 @@ from server.fairness import Turns
 from server.fetches import Fetches
 from server.fine_tuning import FineTuning
 from server.generate import Generator
+from server.identity import Identity
 from server.intake import Intake
 from server.jobs import JobRunner
 from server.lifecycle import Lifecycle
 from server.merged_versions import MergedVersions
 from server.merges import Merges
 from server.merging import Merging
+from server.presence import Presence
 from server.promotion import Promoter
 from server.residency import Residency
 from server.settings import Settings
@@ -56,6 +58,8 @@ class Services:
     pool: EnginePool
     merged: MergedEngines
     merged_versions: MergedVersions
+    identity: Identity
+    presence: Presence
     promotions: Promotions
     promoter: Promoter
     turns: Turns

@@ -14,6 +14,7 @@ from adapters.job_records import Job
 from adapters.jobs import Jobs
 from adapters.promotions import Promotions
 from adapters.registry import Registry
+from adapters.servers import Servers
 from adapters.sources.address import Policy
 from adapters.storage import open_store
 from adapters.upload import UploadLimits
@@ -29,7 +30,7 @@ from server.fetches import Fetches
 from server.fine_tuning import KIND as FINE_TUNE
 from server.fine_tuning import FineTuning
 from server.generate import Generator
-from server.identity import server_identity
+from server.identity import Identity
 from server.intake import KIND as FETCH
 from server.intake import Intake
 from server.jobs import JobRunner, Kind
@@ -39,6 +40,7 @@ from server.merged_versions import MergedVersions
 from server.merges import KIND as MERGE
 from server.merges import Merges
 from server.merging import Merging
+from server.presence import Presence
 from server.probe import Probe
 from server.promotion import Promoter
 from server.promotion_ledger import Ledger
@@ -90,6 +92,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     probe = Probe(pool, turns, residency) if settings.probe_uploads else None
     admission = Admission(registry, ingest, fetches, lifecycle, probe)
     queue = Jobs(registry.database)
+    identity = Identity(settings.data_dir)
     policy = Policy(settings.source_protocols, settings.source_roots)
     intake = Intake(queue, ingest, admission, policy, limits, settings.source_timeout_s)
     files = FileStore(settings.data_dir / "files")
@@ -107,13 +110,14 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         merging.ended(job)
         merged_versions.ended(job)
 
-    merged_versions = MergedVersions(queue, registry, merging, merged, base, settings)
+    merged_versions = MergedVersions(queue, registry, merging, merged, base, settings, identity.id)
     registry.answers = merged_versions.answers
     if settings.merging:
         work = {MERGE: merges.work, EXPORT: exports.work, MERGED_ENGINE: merged_versions.work}
         kinds |= {kind: Kind(each, at_once=1) for kind, each in work.items()}
-    runner = JobRunner(queue, kinds, job_ended)
-    stories = Promotions(registry.database, server_identity(settings.data_dir))
+    runner = JobRunner(queue, kinds, job_ended, identity.id)
+    stories = Promotions(registry.database, identity.id)
+    presence = Presence(Servers(registry.database, identity.id), queue, stories, merged_versions.forget)
     promoter = Promoter(
         settings,
         traffic,
@@ -143,6 +147,8 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         pool,
         merged,
         merged_versions,
+        identity,
+        presence,
         stories,
         promoter,
         turns,

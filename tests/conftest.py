@@ -40,6 +40,15 @@ def postgres() -> Iterator[Callable[[], str]]:
         yield fresh
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database: whoever asks for it is tried on both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/r.db"
+    fresh: Callable[[], str] = request.getfixturevalue("postgres")
+    return fresh()
+
+
 @pytest.fixture(scope="session")
 def demo_base() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face directory, the one `make demo` uses too."""

@@ -109,6 +109,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "progress": job.progress,
         "result": job.result,
         "error": job.error,
+        "server": job.server,
         "attempts": job.attempts,
         "cancel_requested": job.cancel_requested,
         "created_by": job.created_by,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,15 +29,6 @@ class Shop:
     def contents(self) -> dict[str, bytes]:
         """Every file of the store, staging included."""
         return {str(path.relative_to(self.root)): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty database: whoever asks for it is tried on both kinds."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/r.db"
-    fresh: Callable[[], str] = request.getfixturevalue("postgres")
-    return fresh()
 
 
 @pytest.fixture

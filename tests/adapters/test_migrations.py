@@ -16,7 +16,9 @@ from sqlalchemy import Connection, Engine, create_engine, inspect, text
 
 from adapters import migrations, schema
 from adapters.errors import StoreError
+from adapters.promotions import SERVING, Promotions
 from adapters.registry import Registry
+from adapters.servers import Servers
 from tests.adapters.test_registry import manifest
 
 FIRST_RELEASE = """
@@ -85,6 +87,23 @@ def test_a_database_of_the_first_release_keeps_what_it_holds(engine: Engine) -> 
     with engine.begin() as connection:
         assert differences(connection) == []
         assert connection.scalar(text("SELECT version FROM loraplex_schema")) == 2
+
+
+def test_servers_that_were_there_before_any_was_watched_begin_to_be(engine: Engine) -> None:
+    registry = Registry(url_of(engine))
+    Promotions(registry.database, "there").begin("a", 1, SERVING, "asked by many")
+    registry.close()
+    with engine.begin() as connection:
+        for statement in (
+            "DROP TABLE servers",
+            "ALTER TABLE jobs DROP COLUMN server",
+            "UPDATE alembic_version SET version_num = '6'",
+        ):
+            connection.exec_driver_sql(statement)
+    registry = Registry(url_of(engine))
+    here = Servers(registry.database, "here")
+    assert (here.lost(3600), here.lost(-3600)) == ([], ["there"])
+    registry.close()
 
 
 def test_a_step_that_fails_leaves_the_database_as_it_was(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

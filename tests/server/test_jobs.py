@@ -33,8 +33,8 @@ async def test_a_job_that_is_claimed_while_the_server_stops_is_given_back(
 ) -> None:
     claimed, stopping, claim = threading.Event(), threading.Event(), queue.claim
 
-    def claim_slowly(kinds: Collection[str], worker: str) -> Job | None:
-        job = claim(kinds, worker)
+    def claim_slowly(kinds: Collection[str], worker: str, server: str | None) -> Job | None:
+        job = claim(kinds, worker, server)
         claimed.set()
         stopping.wait(10)
         return job

@@ -44,7 +44,7 @@ async def way(built: World) -> str:
 
 
 def left(built: World) -> set[str]:
-    root = built.settings.data_dir / "merged"
+    root = built.settings.data_dir / "merged" / built.services.identity.id
     return {path.name for path in root.iterdir()} if root.exists() else set()
 
 
@@ -227,7 +227,11 @@ async def test_what_a_crash_left_is_swept_and_what_a_job_needs_is_not(built: Wor
     built.services.merged_versions.ask(version, "auto", None)
     key = f"{version.digest[7:19]}-auto-bfloat16"
     others = ("0123456789ab-served-bfloat16", ".0123456789ab-served-bfloat16.merging", ".gone-x", "something")
+    root, here = built.settings.data_dir / "merged", built.services.identity.id
     for name in (key, f".{key}.merging", *others):
-        (built.settings.data_dir / "merged" / name).mkdir(parents=True)
+        (root / here / name).mkdir(parents=True)
+    for name in ("ba9876543210", "0123456789ab-served-bfloat16"):  # another server's, and what an older release left
+        (root / name).mkdir()
     await built.services.merged_versions.sweep()
     assert left(built) == {key, f".{key}.merging"}
+    assert {path.name for path in root.iterdir()} == {here, "ba9876543210"}

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from server.identity import server_identity
 from tests.server.harness import Exchange, World, chat, ingest, world
 
 PROMOTIONS = "/v1/promotions"
@@ -93,12 +92,3 @@ async def test_a_client_that_leaves_is_counted_but_not_timed(built: World) -> No
     await answering
     (sample,) = built.services.promoter._traffic.samples("a@1", "lora")
     assert (sample.ttft_s is None, sample.tpot_s) == (False, None)
-
-
-def test_a_server_keeps_its_identity_and_another_has_its_own(tmp_path: Path) -> None:
-    first = server_identity(tmp_path)
-    assert server_identity(tmp_path) == first
-    (tmp_path / "server-id").write_text("damaged")
-    assert server_identity(tmp_path) != first
-    (tmp_path / "other").mkdir()
-    assert server_identity(tmp_path / "other") != server_identity(tmp_path)
