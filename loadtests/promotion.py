@@ -52,7 +52,7 @@ PROMPTS = (
 )
 FLAGS = (
     *("--quantization", "none", "--dtype", "float32", "--kv-cache-memory-bytes", "300000000"),
-    *("--merge-probe-tokens", "256"),  # it is not the question here what a merge keeps
+    *("--merge-probe-tokens", "64"),  # it is not the question here what a merge keeps
 )
 Question = tuple[str, str, str]
 """Endpoint, model, prompt."""

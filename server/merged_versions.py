@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adapters.base import BaseModel
 from adapters.errors import AdapterError, JobCancelled, JobLost, NotFound
 from adapters.job_records import QUEUED, RUNNING
 from adapters.jobs import Job, Jobs
-from adapters.merge.bases import Asked
-from adapters.merge.orders import MergeOrder
+from adapters.merge.orders import ExportOrder
 from adapters.records import MERGE_ONLY, READY
 from adapters.registry import Registry, Version
 from server import merge_only
@@ -31,8 +30,8 @@ from server.engine.memory_plan import plan_of_merge
 from server.engine.merged import MergedEngine, MergedEngines
 from server.errors import AdapterUnavailable, EngineUnavailable, ServerError
 from server.jobs import Run
-from server.merge_fields import Budget
 from server.mergeable import keep_report, require_merging
+from server.merged_orders import NF4, Quantization, Values, order_of, stored_as
 from server.merging import Merging
 from server.resolve import engine_name
 from server.settings import Settings
@@ -40,10 +39,10 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 KIND = "merged_engine"
-Values = Literal["served", "auto", "dequantized", "original"]
-"""Which values of the base: `served` are those that the base engine computes with."""
 LEFT_BEHIND = re.compile(r"\.?(?P<key>[0-9a-f]{12}-[a-z]+-[a-z0-9]+)(\.merging)?")
 GONE = ".gone-"
+HOW = ("base", "quantization", "accept_loss")
+"""Of a job's parameters, what its engine was asked for with."""
 
 
 class MergedVersions:
@@ -73,26 +72,42 @@ class MergedVersions:
         self.alone = asyncio.Lock()
         """Held by whoever moves an alias or takes an engine back: no alias moves to an engine that is going."""
 
-    def ask(self, version: Version, values: Values, by: str | None, *, accept_loss: bool = False) -> Job:
+    def ask(
+        self,
+        version: Version,
+        values: Values,
+        by: str | None,
+        *,
+        quantization: Quantization | None = None,
+        accept_loss: bool = False,
+    ) -> Job:
         """A job, or the one that is under way for this version. Raises what is known to be wrong already.
 
-        `accept_loss`: take the merge however far it is from its adapter.
+        `quantization`: None is what the settings say. `accept_loss`: take the merge however far it is from its adapter.
         """
         require_merging(self._settings)
         _require_servable(version)
         if (job := self._under_way(version)) is not None:
             return job
-        self._merged.require_room(engine_name(version), plan_of_merge(self._base, self._settings))
+        quantization = quantization or self._settings.merged_quantization
+        stored = stored_as(quantization, self._settings)
+        self.require_room(quantization, engine_name(version))
         params = {"name": version.adapter, "version": version.number, "digest": version.digest}
-        how = {"base": values, "dtype": self._settings.dtype, "accept_loss": accept_loss}
+        how = {"base": values, "quantization": quantization, "dtype": stored, "accept_loss": accept_loss}
         return self._jobs.create(KIND, {**params, **how}, by=by, server=self._server)
+
+    def require_room(self, quantization: Quantization, name: str = "") -> None:
+        """Raises MergedEngineRefused where an engine, for `name` or for anybody, could not be built now."""
+        plan = plan_of_merge(self._base, self._settings, quantised=quantization == NF4)
+        self._merged.require_room(name, plan)
 
     def asked(self, name: str) -> Mapping[str, Any]:
         """How the engine of this name was asked for, for `ask_again`; nothing where it was built by no job."""
         return self._asked.get(name, {})
 
     def ask_again(self, version: Version, asked: Mapping[str, Any], by: str) -> Job:
-        return self.ask(version, asked.get("base", "served"), by, accept_loss=asked.get("accept_loss", False))
+        how = {name: asked[name] for name in ("quantization", "accept_loss") if name in asked}
+        return self.ask(version, asked.get("base", "served"), by, **how)
 
     def answers(self, version: Version) -> bool:
         """Whether its engine answers now: then an alias may move to a version that is merge only."""
@@ -137,7 +152,7 @@ class MergedVersions:
         with self._wants(key := _key(params)):
             made = await self._merge(run, version, self._root / key)
             await self._servable(params)
-            self._asked[engine_name(version)] = {name: params[name] for name in ("base", "accept_loss")}
+            self._asked[engine_name(version)] = {name: params[name] for name in HOW if name in params}
             engine = await self._promote(run, engine_name(version), self._root / key)
             try:
                 await self._servable(params)  # whoever took it out of service before there was an engine saw none
@@ -190,17 +205,15 @@ class MergedVersions:
         return version
 
     async def _merge(self, run: Run, version: Version, destination: Path) -> Mapping[str, Any]:
-        params = run.job.params
         self._root.mkdir(parents=True, exist_ok=True)
-        order = MergeOrder(
-            adapter=str(await self._merging.adapter(run.job, version.ref, version.digest)),
-            base=self._merging.place,
-            destination=str(destination),
-            values=self._values(params["base"]),
-            dtype=params["dtype"],
-            proof=self._budget(params).proof(self._settings.merge_probe_tokens),
+        adapter = str(await self._merging.adapter(run.job, version.ref, version.digest))
+        order = order_of(
+            run.job.params, self._merging.place, adapter, destination, self._merging.out(run.job), self._settings
         )
         done = await self._merging.carry_out(run, order)
+        if isinstance(order, ExportOrder):
+            done = done["report"]
+            await asyncio.to_thread(_put, self._merging.out(run.job), destination)
         await asyncio.to_thread(keep_report, self._registry, version.ref, done)
         return done
 
@@ -213,17 +226,6 @@ class MergedVersions:
         except EngineUnavailable:
             run.report(**run.progress)  # raises where it fell back because it was asked to stop
             raise
-
-    def _budget(self, params: Mapping[str, Any]) -> Budget:
-        """A merge is measured against the adapter on what it was trained on. What an unquantised server serves may be
-        far from that already, without a merge; then the merge is not to blame, and the LoRA path no better."""
-        as_now = params["base"] == "served" and self._settings.quantization == "none"
-        return Budget(accept_loss=params["accept_loss"] or as_now)
-
-    def _values(self, asked: Values) -> Asked:
-        if asked != "served":
-            return asked
-        return "dequantized" if self._settings.quantization == "nf4" else "original"
 
     def _under_way(self, version: Version) -> Job | None:
         for job in self._open_jobs():
@@ -260,6 +262,12 @@ def _require_servable(version: Version) -> None:
             f"adapter {version.ref} is {version.state}; only one that is ready, or merge only, can have an engine",
             code=f"adapter_{version.state}",
         )
+
+
+def _put(made: Path, destination: Path) -> None:
+    """Where the engine looks; there already where a stop came in between."""
+    if not destination.exists():
+        made.rename(destination)
 
 
 def _key(params: Mapping[str, Any]) -> str:

@@ -85,7 +85,8 @@ def measured_speedup(stories: Sequence[Promotion], conditions: str, since: float
 def conditions_of(settings: Settings) -> str:
     """What decides how fast engines are here; what was measured under others says nothing."""
     computed = f"{settings.device}, {settings.quantization}, {settings.dtype}, {settings.cpu_threads} threads"
-    return computed + (", compiled" if settings.compiles else "")
+    merged = "" if settings.merged_quantization == "none" else f", merged in {settings.merged_quantization}"
+    return computed + merged + (", compiled" if settings.compiles else "")
 
 
 def _milliseconds(gain: Gain) -> str:

@@ -124,6 +124,9 @@ class Settings(BaseSettings):
     max_merged_engines: int = Field(default=1, ge=0)
     """How many engines of merged weights may stand beside the base engine, each serving one version; 0: none. Whether
     one fits into the memory is calculated when it is asked for."""
+    merged_quantization: Literal["none", "nf4"] = "none"
+    """Weights of such an engine: `none`, in `dtype`; or `nf4`, made of the base's 16-bit weights with the adapter in
+    them: a quarter of the memory, and a little further from the adapter. A request for an engine may say otherwise."""
     merged_kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
     """KV cache of each of them; by default as large as the base engine's on a CPU, 4 GiB on CUDA."""
     memory_reserve_bytes: int = Field(default=1 << 30, ge=0)
@@ -226,8 +229,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _nf4_has_a_kernel(self) -> Settings:
-        if self.quantization == "nf4" and self.dtype == "float32":
-            raise ValueError("dtype is 'float32', but NF4 computes in 16 bits: use bfloat16, or quantization none")
+        for name, quantization in (
+            ("quantization", self.quantization),
+            ("merged_quantization", self.merged_quantization),
+        ):
+            if quantization == "nf4" and self.dtype == "float32":
+                raise ValueError(f"dtype is 'float32', but NF4 computes in 16 bits: use bfloat16, or {name} none")
         return self
 
     @property

@@ -126,7 +126,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         queue,
         begin=lambda version, asked: merged_versions.ask_again(version, asked, PROMOTER),
         asked=merged_versions.asked,
-        room=lambda: merged.require_room("", memory_plan.plan_of_merge(base, settings)),
+        room=lambda: merged_versions.require_room(settings.merged_quantization),
     )
     return Services(
         settings,

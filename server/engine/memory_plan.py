@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import CONFIG, PACKED_STATE, BaseModel, shards_of
+from adapters.merge.bases import BLOCK
 from adapters.safetensors_header import TensorSpan, read_header
 from server.errors import MergedEngineRefused
 from server.settings import Settings
@@ -23,6 +24,8 @@ from server.settings import Settings
 MIB = 1 << 20
 FLOATING = ("F64", "F32", "F16", "BF16")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+NF4_BYTES = 1 / 2 + 4 / BLOCK
+"""Of a weight: its code, and its part of a block's scale, which the engine unfolds to fp32."""
 PROCESS_BYTES = {"cpu": 900 * MIB, "cuda": 1536 * MIB}
 """An engine's process without weights and KV cache. CPU: measured (loadtests/RESULTS.md); CUDA: context and workspace,
 an estimate."""
@@ -59,15 +62,17 @@ def plan_of(directory: Path, settings: Settings) -> MemoryPlan:
     return _plan(_held(_tensors(directory), settings), directory, settings)
 
 
-def plan_of_merge(base: BaseModel, settings: Settings) -> MemoryPlan:
-    """For what will be merged into `base`: its shapes, nothing quantised."""
+def plan_of_merge(base: BaseModel, settings: Settings, *, quantised: bool = False) -> MemoryPlan:
+    """For what will be merged into `base`: its shapes, nothing quantised, or every linear weight in NF4."""
     size = BYTES[settings.dtype]
-    packed = {f"{module}.weight": math.prod(shape) for module, shape in base.modules.items()}
-    tensors = _tensors(base.path)
-    count = sum(
-        packed.get(name, math.prod(span.shape)) for name, span in tensors.items() if not _describes_packed(name, packed)
+    linear = {f"{module}.weight": math.prod(shape) for module, shape in base.modules.items()}
+    others = sum(
+        math.prod(span.shape)
+        for name, span in _tensors(base.path).items()
+        if name not in linear and not _describes_packed(name, linear)
     )
-    return _plan(count * size, base.path, settings)
+    each = NF4_BYTES if quantised else size
+    return _plan(math.ceil(sum(linear.values()) * each) + others * size, base.path, settings)
 
 
 def free_bytes(settings: Settings) -> int:

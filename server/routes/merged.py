@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict
 
 from server.auth import Operator, require
-from server.merged_versions import Values
+from server.merged_orders import Quantization, Values
 from server.routes.jobs import job_json
 from server.routes.shapes import engine_json
 from server.routes.versions import Number, WaitSeconds
@@ -25,6 +25,7 @@ class Wish(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     base: Values = "served"
+    quantization: Quantization | None = None
     accept_loss: bool = False
 
 
@@ -44,8 +45,8 @@ async def promote(
     if (engine := wired.merged_versions.standing(version)) is not None:
         return engine_json(engine) | {"version": number}
     wish = wish or Wish()
-    ask = partial(wired.merged_versions.ask, version, wish.base, caller.id, accept_loss=wish.accept_loss)
-    job = await asyncio.to_thread(ask)
+    ask = partial(wired.merged_versions.ask, quantization=wish.quantization, accept_loss=wish.accept_loss)
+    job = await asyncio.to_thread(ask, version, wish.base, caller.id)
     wired.runner.wake()
     job = await wired.runner.ended(job.id, wait_s) if wait_s else job
     response.status_code = 202

@@ -12,7 +12,9 @@ import pytest
 from adapters.records import QUARANTINED
 from server import merging
 from server.engine.fake import FakeEngine
+from server.merged_orders import budget
 from server.routes.jobs import job_json
+from server.settings import Settings
 from tests.server.harness import Exchange, World, chat, ingest, until, world
 
 MERGED = "/v1/adapters/a/versions/1/merged"
@@ -146,17 +148,17 @@ async def test_a_merge_that_loses_too_much_is_refused(built: World) -> None:
 @pytest.mark.parametrize(
     ("quantization", "asked", "taken"),
     [
-        ("none", {"base": "original", "accept_loss": False}, False),
-        ("none", {"base": "original", "accept_loss": True}, True),
-        ("none", {"base": "served", "accept_loss": False}, True),
-        ("nf4", {"base": "served", "accept_loss": False}, False),
+        ("none", {"base": "original", "dtype": "bfloat16", "accept_loss": False}, False),
+        ("none", {"base": "original", "dtype": "bfloat16", "accept_loss": True}, True),
+        ("none", {"base": "served", "dtype": "bfloat16", "accept_loss": False}, True),
+        ("none", {"base": "served", "dtype": "nf4", "accept_loss": False}, False),
+        ("nf4", {"base": "served", "dtype": "bfloat16", "accept_loss": False}, False),
     ],
 )
 def test_what_is_served_like_that_already_is_taken_in_any_case(
-    tiny_base: Path, tmp_path: Path, quantization: str, asked: dict[str, Any], taken: bool
+    quantization: Any, asked: dict[str, Any], taken: bool
 ) -> None:
-    versions = world(tiny_base, tmp_path / "data", quantization=quantization).services.merged_versions
-    assert versions._budget(asked).accept_loss == taken
+    assert budget(asked, Settings(quantization=quantization)).accept_loss == taken
 
 
 async def test_what_the_merge_refuses_is_the_jobs_error(built: World) -> None:

@@ -54,6 +54,13 @@ def test_a_plain_base_takes_as_much_merged_as_it_has_weights(tmp_path: Path) -> 
     assert plan_of_merge(base, SETTINGS).terms == plan_of(base.path, SETTINGS).terms
 
 
+def test_in_nf4_a_linear_weight_takes_half_a_byte_and_a_scale_in_fp32_for_each_block(tmp_path: Path) -> None:
+    weight, norm = Tensor("BF16", (4, 64), bytes(512)), tensor([1.0] * 8, "BF16")
+    base = BaseModel.read(write(tmp_path / "m", {"model.layers.0.q_proj.weight": weight, "model.norm.weight": norm}))
+    merge = plan_of_merge(base, SETTINGS, quantised=True)
+    assert merge.terms["weights"] == 4 * 64 // 2 + 4 * 4 + 8 * 2
+
+
 def test_what_does_not_fit_is_refused_with_the_whole_sum() -> None:
     plan = MemoryPlan({"weights": 2 << 30, "KV cache": 1 << 30})
     plan.require(4 << 30, 1 << 30)
