@@ -68,6 +68,12 @@ class Jobs:
         with self._database.read() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 
+    def open_jobs(self, kind: str) -> list[Job]:
+        """Those that wait or run, the newest first: by one look, for between two a job may go from one to the other."""
+        query = select(_jobs).where(_jobs.c.kind == kind, _jobs.c.state.in_((QUEUED, RUNNING)))
+        with self._database.read() as connection:
+            return [_job(row) for row in connection.execute(query.order_by(_jobs.c.id.desc())).mappings()]
+
     def count(self, state: str, kinds: Collection[str]) -> int:
         query = select(func.count()).select_from(_jobs).where(_jobs.c.state == state, _jobs.c.kind.in_(kinds))
         with self._database.read() as connection:

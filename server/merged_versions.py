@@ -20,7 +20,6 @@ from typing import Any
 
 from adapters.base import BaseModel
 from adapters.errors import AdapterError, JobCancelled, JobLost, NotFound
-from adapters.job_records import QUEUED, RUNNING
 from adapters.jobs import Job, Jobs
 from adapters.merge.orders import ExportOrder
 from adapters.records import MERGE_ONLY, READY
@@ -235,8 +234,7 @@ class MergedVersions:
 
     def _open_jobs(self) -> list[Job]:
         """This server's; those of an older release are anybody's."""
-        found = [job for state in (RUNNING, QUEUED) for job in self._jobs.jobs(state=state, kind=KIND)]
-        return [job for job in found if job.server in (None, self._server)]
+        return [job for job in self._jobs.open_jobs(KIND) if job.server in (None, self._server)]
 
     def _left(self) -> list[Path]:
         """What lies in its directory, and what an older release left beside it."""

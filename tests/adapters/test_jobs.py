@@ -211,6 +211,14 @@ def test_a_list_can_be_of_one_kind(jobs: Jobs) -> None:
     assert [job.id for job in jobs.jobs(kind="train")] == [made.id]
 
 
+def test_open_are_those_that_wait_or_run(jobs: Jobs) -> None:
+    running, ended, waiting, paused, _ = (jobs.create(kind, {}).id for kind in (*["merge"] * 4, "fetch"))
+    assert [jobs.claim(["merge"], "w"), jobs.claim(["merge"], "w")] != [None, None]
+    jobs.finish(ended, "w", {}, {})
+    jobs.pause(paused)
+    assert [job.id for job in jobs.open_jobs("merge")] == [waiting, running]
+
+
 def test_a_silent_worker_loses_its_job(jobs: Jobs, registry: Registry) -> None:
     made = jobs.create("fetch", {})
     jobs.claim(KINDS, "first")
