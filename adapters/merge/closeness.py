@@ -6,7 +6,7 @@ It knows no models: what it gets are log-probabilities [tokens, vocabulary] in f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,23 +28,14 @@ class Reference:
 
     def judge(self, chunks: Chunks) -> Closeness:
         """The first is kept, and judged by itself: what is known of it is its loss."""
-        place = same = 0
-        loss = divergence = change = largest = 0.0
-        for found, tokens in chunks:
-            expected = self._expected(found, place)
-            place += len(found)
-            own, theirs = (each.gather(1, tokens[:, None]).squeeze(1) for each in (found, expected))
-            changes = (own - theirs).abs()
-            loss -= float(own.sum(dtype=torch.float64))
-            divergence += float(kl(expected, found).sum(dtype=torch.float64))
-            change += float(changes.sum(dtype=torch.float64))
-            largest = max(largest, float(changes.max()))
-            same += int((found.argmax(dim=-1) == expected.argmax(dim=-1)).sum())
-        assert place == self._tokens, (place, self._tokens)
-        self._complete = True
-        return Closeness(loss / place, max(divergence / place, 0.0), change / place, largest, same / place)
+        (found,) = judged(chunks, [self])
+        return found
 
-    def _expected(self, found: Tensor, place: int) -> Tensor:
+    def complete(self, tokens: int) -> None:
+        assert tokens == self._tokens, (tokens, self._tokens)
+        self._complete = True
+
+    def expected(self, found: Tensor, place: int) -> Tensor:
         if self._rows is None:
             shape = (self._tokens, found.shape[-1])
             self._rows = torch.from_file(str(self._file), shared=True, size=math.prod(shape)).view(shape)
@@ -52,6 +43,43 @@ class Reference:
         if not self._complete:
             rows.copy_(found)
         return rows
+
+
+def judged(chunks: Chunks, references: Sequence[Reference]) -> list[Closeness]:
+    """By each of them; the chunks are only there once."""
+    sums = [_Sums(each) for each in references]
+    for found, tokens in chunks:
+        for each in sums:
+            each.add(found, tokens)
+    return [each.closeness() for each in sums]
+
+
+class _Sums:
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+        self._place = self._same = 0
+        self._loss = self._divergence = self._change = self._largest = 0.0
+
+    def add(self, found: Tensor, tokens: Tensor) -> None:
+        expected = self._reference.expected(found, self._place)
+        self._place += len(found)
+        own, theirs = (each.gather(1, tokens[:, None]).squeeze(1) for each in (found, expected))
+        changes = (own - theirs).abs()
+        self._loss -= float(own.sum(dtype=torch.float64))
+        self._divergence += float(kl(expected, found).sum(dtype=torch.float64))
+        self._change += float(changes.sum(dtype=torch.float64))
+        self._largest = max(self._largest, float(changes.max()))
+        self._same += int((found.argmax(dim=-1) == expected.argmax(dim=-1)).sum())
+
+    def closeness(self) -> Closeness:
+        self._reference.complete(self._place)
+        return Closeness(
+            loss=self._loss / self._place,
+            kl=max(self._divergence / self._place, 0.0),
+            mean_change=self._change / self._place,
+            largest_change=self._largest,
+            same_top=self._same / self._place,
+        )
 
 
 def kl(reference: Tensor, found: Tensor) -> Tensor:

@@ -6,15 +6,24 @@ One model is in memory at a time; what the reference says of each token lies on 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.merge.closeness import Reference
+from adapters.merge.closeness import Reference, judged
 from adapters.merge.formats import TARGETS
-from adapters.merge.models import compute_type, log_probabilities, written_model
+from adapters.merge.models import log_probabilities
 from adapters.merge.probes import Probes, gather
-from adapters.merge.report import FidelityReport, ModuleReport, Told, VariantReport, name_of
+from adapters.merge.report import (
+    BASES,
+    Closeness,
+    Cost,
+    FidelityReport,
+    ModuleReport,
+    Told,
+    VariantReport,
+    name_of,
+)
 from adapters.merge.survival import changes, summed
 from adapters.merge.variants import Variant, Weights, variants
 from adapters.train.allocator import map_large_tensors
@@ -38,6 +47,8 @@ class Asked:
     """Of the task; half as many of general text."""
     written: Path | None = None
     """The directory of the merge, where it is written: its files are what is judged."""
+    written_as: str = "bfloat16"
+    """The type of their weights; they are judged as they become in the format that is wanted."""
 
     @property
     def judged(self) -> str:
@@ -54,7 +65,7 @@ def measure(asked: Asked, weights: Weights, told: Told = lambda what, done, of: 
         wanted = variants(asked.trained_on, weights.bases, asked.onto, asked.stored)
         tokens = probes.task_tokens + probes.general_tokens
         progress = _Progress(told, len(wanted) * tokens + len(weights.bases) * weights.count)
-        compared = _compared(wanted, asked, weights, probes, pad, progress)
+        compared, costs = _compared(wanted, asked, weights, probes, pad, progress)
         modules = _modules(asked, weights, progress)
     return FidelityReport(
         adapter=asked.adapter.resolve().name,
@@ -66,6 +77,7 @@ def measure(asked: Asked, weights: Weights, told: Told = lambda what, done, of: 
         general_tokens=probes.general_tokens,
         variants=compared,
         formats=tuple(summed(modules)),
+        nf4_costs=costs,
         modules=modules,
     )
 
@@ -85,13 +97,25 @@ class _Progress:
 
 def _compared(
     wanted: list[Variant], asked: Asked, weights: Weights, probes: Probes, pad: int, progress: _Progress
-) -> tuple[VariantReport, ...]:
+) -> tuple[tuple[VariantReport, ...], Mapping[str, Cost]]:
+    """And what NF4 costs the base itself, where NF4 is wanted."""
+    found: list[VariantReport] = []
+    alone: list[Mapping[str, Closeness]] = []
     with tempfile.TemporaryDirectory(prefix="loraplex-fidelity-") as scratch:
-        references = {
-            "task": Reference(Path(scratch) / "task", probes.task_tokens),
-            "general": Reference(Path(scratch) / "general", probes.general_tokens),
-        }
-        return tuple(_one(variant, asked, weights, probes, references, pad, progress) for variant in wanted)
+        to_adapter, to_base = (_references(Path(scratch) / of, probes) for of in ("adapter", "base"))
+        for variant in wanted:
+            is_cost = variant.part == "base" and asked.stored == "nf4"
+            references = [to_adapter, to_base] if is_cost else [to_adapter]
+            own, *others = _one(variant, asked, weights, probes, references, pad, progress)
+            found.append(VariantReport(variant.part, variant.base, variant.stored, variant.computed, **own))
+            alone += others
+    return tuple(found), _costs(*alone) if len(alone) == len(BASES) else {}
+
+
+def _references(directory: Path, probes: Probes) -> Mapping[str, Reference]:
+    directory.mkdir()
+    sizes = {"task": probes.task_tokens, "general": probes.general_tokens}
+    return {texts: Reference(directory / texts, tokens) for texts, tokens in sizes.items()}
 
 
 def _one(
@@ -99,26 +123,25 @@ def _one(
     asked: Asked,
     weights: Weights,
     probes: Probes,
-    references: Mapping[str, Reference],
+    references: Sequence[Mapping[str, Reference]],
     pad: int,
     progress: _Progress,
-) -> VariantReport:
+) -> list[Mapping[str, Closeness]]:
+    """How near it is to each of the references. The model goes with the call."""
     progress.begin(variant.name)
     if asked.written is not None and variant.name == asked.judged:
-        model = written_model(asked.written, compute_type(variant.stored))
+        model = variant.load_written(asked.written, asked.written_as, weights)
     else:
         model = variant.load(weights, asked.adapter)
-    figures = {}
-    for texts, examples in (("task", probes.task), ("general", probes.general)):
-        chunks = log_probabilities(model, examples, pad, progress.advance)
-        figures[texts] = references[texts].judge(chunks)
-    return VariantReport(
-        part=variant.part,
-        base=variant.base,
-        stored=variant.stored,
-        computed=variant.computed,
-        **figures,
+    task, general = (
+        judged(log_probabilities(model, examples, pad, progress.advance), [each[texts] for each in references])
+        for texts, examples in (("task", probes.task), ("general", probes.general))
     )
+    return [{"task": own, "general": other} for own, other in zip(task, general, strict=True)]
+
+
+def _costs(original: Mapping[str, Closeness], packed: Mapping[str, Closeness]) -> Mapping[str, Cost]:
+    return {texts: Cost(found.kl, found.loss - original[texts].loss) for texts, found in packed.items()}
 
 
 def _modules(asked: Asked, weights: Weights, progress: _Progress) -> tuple[ModuleReport, ...]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,13 +14,15 @@ from rich.markup import escape
 
 from adapters.base import BaseModel
 from adapters.merge import fidelity_flags
-from adapters.merge.bases import ASKED
+from adapters.merge.bases import ASKED, for_nf4
 from adapters.merge.cli import EXIT_CODES
 from adapters.merge.ending import ended
-from adapters.merge.plan import DTYPES, plan_merge
+from adapters.merge.plan import DTYPES, MergePlan, plan_merge
 from adapters.merge.report_table import show
 from adapters.merge.verify import PICTURE, measured, require
 
+PACKED = ("q8_0", "nf4")
+"""What a merge only becomes when it is exported."""
 EPILOG = "Exit codes: 0 within the budget, 1 failed, 2 command line, {}, 130 stopped."
 
 
@@ -43,7 +46,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--from", dest="values", choices=ASKED, default="auto", help="the base's values that are judged (default: auto)"
     )
-    made.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the merge (default: bfloat16)")
+    made.add_argument(
+        "--dtype",
+        choices=(*DTYPES, *PACKED),
+        default="bfloat16",
+        help="of the merge, or what an export makes of it; nf4 is judged from the original values (default: bfloat16)",
+    )
     made.add_argument("--json", action="store_true", help="print the whole report as JSON")
     made.add_argument(
         "--png", type=Path, metavar="FILE", help=f"the picture; default: ADAPTER_DIR-{PICTURE}, beside the directory"
@@ -53,9 +61,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def execute(arguments: argparse.Namespace, console: Console) -> None:
-    plan = plan_merge(arguments.adapter, BaseModel.read(arguments.base), arguments.values, arguments.dtype)
+    plan = _plan(arguments)
     console.print(f"· {plan.choice.values} values of the base: {escape(plan.choice.reason)}", soft_wrap=True)
-    wishes = fidelity_flags.wishes(arguments)
+    wishes = replace(fidelity_flags.wishes(arguments), stored=arguments.dtype)
     with fidelity_flags.bar(console) as progress:
         report = measured(plan, wishes, fidelity_flags.told_by(progress), arguments.merged)
     if arguments.json:
@@ -68,3 +76,12 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
     draw(report, picture)
     console.print(f"drawn in {escape(str(picture))}", soft_wrap=True)
     require(report, wishes)
+
+
+def _plan(arguments: argparse.Namespace) -> MergePlan:
+    base, values = BaseModel.read(arguments.base), arguments.values
+    if arguments.dtype in PACKED:
+        return plan_merge(
+            arguments.adapter, base, for_nf4(base, values) if arguments.dtype == "nf4" else values, "float32"
+        )
+    return plan_merge(arguments.adapter, base, values, arguments.dtype)

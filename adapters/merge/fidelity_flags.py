@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from adapters.merge.report import Budget, Told
+from adapters.merge.report import MAX_KL, MAX_LOSS_INCREASE, Budget, Told
 from adapters.merge.verify import TOKENS, Wishes
 
 
@@ -42,16 +42,14 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--max-kl",
         type=float,
-        default=Budget.max_kl,
         metavar="NATS",
-        help="per token, from the adapter to its merge; bf16 costs 0.001, a wrong base 0.1 (default: %(default)s)",
+        help=f"per token, from the adapter to its merge; bf16 costs 0.001, a wrong base 0.1 (default: {MAX_KL})",
     )
     parser.add_argument(
         "--max-loss-increase",
         type=float,
-        default=Budget.max_loss_increase,
         metavar="NATS",
-        help="per token, on the task and on general text (default: %(default)s)",
+        help=f"per token, on the task and on general text (default: {MAX_LOSS_INCREASE})",
     )
     parser.add_argument("--accept-loss", action="store_true", help="do it although it is above that")
 

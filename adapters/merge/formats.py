@@ -45,6 +45,8 @@ FORMATS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "q8_0": q8_0,
     "nf4": nf4,
 }
+BESIDE = {"nf4": "bfloat16", "q8_0": "float32"}
+"""What stands beside them, for what they cannot hold."""
 TARGETS = ("bfloat16", "float16", "q8_0", "nf4")
 """Those that survival is measured in."""
 

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from adapters.base import shards_of
 from adapters.errors import MergeError
+from adapters.merge.tensors import read_tensor
 from adapters.processor import multiplies_bf16
+from adapters.safetensors_header import read_header
 from adapters.train.head_loss import CHUNK_BYTES, head_is_plain, without_head
 from adapters.train.labels import IGNORED, Example
 from adapters.train.model import Batch, collate
@@ -48,6 +51,12 @@ def written_model(directory: Path, dtype: torch.dtype) -> Any:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
     model.config.use_cache = False
     return model.eval()
+
+
+def tensors_of(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    for shard in shards_of(directory):
+        for name, span in read_header(shard).items():
+            yield name, read_tensor(shard, span)
 
 
 def compute_type(stored: str) -> torch.dtype:

@@ -44,8 +44,7 @@ class Proof:
 
     @property
     def budget(self) -> Budget:
-        usual = Budget()
-        return Budget(self.max_kl or usual.max_kl, self.max_loss_increase or usual.max_loss_increase)
+        return Budget(self.max_kl, self.max_loss_increase)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ It knows no model, no terminal and no picture.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from adapters.merge.bases import Values
@@ -21,16 +20,25 @@ Told = Callable[[str, int, int], None]
 """What is being measured, how much of the whole is done, and how much there is, in tokens and tensors."""
 
 
+MAX_KL, MAX_LOSS_INCREASE = 0.01, 0.02
+FOUR_BITS = 1.5
+LEAST_KEPT = 0.5
+"""Of the change of the weights, in the format that is wanted: below that the adapter is not in it any more."""
+
+
 @dataclass(frozen=True)
 class Budget:
-    """What a merge may differ from the adapter path, in nats per token.
+    """What a merge may differ from the adapter path, in nats per token; None: what is usual for its format.
 
     Rounding the weights to bf16 costs about 0.001, which nobody can tell apart; the wrong base of an adapter trained
     on NF4 costs 0.1 and more. 0.01 is ten times from either, and so is a loss of 0.02, which is 2 % of perplexity.
+    q8_0 costs 0.004, and has the same. What four bits cost depends on the model: a small one loses a fifth of a nat,
+    a large one a fiftieth. So in NF4 a merge may differ by what NF4 costs the base itself as well, measured on the
+    same texts, and by half as much again, for the merge is another model than the base.
     """
 
-    max_kl: float = 0.01
-    max_loss_increase: float = 0.02
+    max_kl: float | None = None
+    max_loss_increase: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,14 @@ class Closeness:
     largest_change: float
     same_top: float
     """Share of the places at which the likeliest token is the reference's."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What NF4 costs the base itself, without an adapter, on one set of texts."""
+
+    kl: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,8 @@ class FidelityReport:
     """The first is the reference."""
     formats: tuple[FormatReport, ...]
     """All for the base that is wanted, NF4 for the other."""
+    nf4_costs: Mapping[str, Cost] = field(default_factory=dict)
+    """Of `task` and `general`; empty where NF4 is not wanted, or the base has no 16-bit values."""
     modules: tuple[ModuleReport, ...] = ()
     """What `formats` sums up; the largest part of the report by far, and left out where there is little room."""
 
@@ -135,9 +153,13 @@ class FidelityReport:
         return next((variant for variant in self.variants if variant.name == name), None)
 
     @property
+    def wanted(self) -> VariantReport:
+        return next(variant for variant in self.variants if variant.name == self.judged)
+
+    @property
     def onto(self) -> str:
         """The base of the variant that is wanted."""
-        return next(variant.base for variant in self.variants if variant.name == self.judged)
+        return self.wanted.base
 
     def format(self, stored: str, base: str | None = None) -> FormatReport | None:
         """Of the wanted base by default; None: not measured."""
@@ -146,9 +168,26 @@ class FidelityReport:
 
     def within(self, budget: Budget, name: str | None = None) -> Judgement:
         """Of the variant that is wanted, or of the one named."""
-        wanted = self.named(name or self.judged)
-        assert wanted is not None, name or self.judged
-        return Judgement(tuple(_reasons(wanted, self.reference, budget)))
+        wanted = self.named(name) if name else self.wanted
+        assert wanted is not None, name
+        return Judgement((*self._too_far(wanted, budget), *self._too_little_kept(wanted)))
+
+    def _too_far(self, found: VariantReport, budget: Budget) -> Iterator[str]:
+        for texts, of in (("task", "task"), ("general", "general text")):
+            own, theirs = getattr(found, texts), getattr(self.reference, texts)
+            cost = self.nf4_costs.get(texts) if found.stored == "nf4" else None
+            most, in_words = _limit(budget.max_kl, MAX_KL, cost.kl if cost else None)
+            if not own.kl <= most:
+                yield f"KL to the adapter on {of} is {own.kl:.4f} nats per token, at most {in_words}"
+            increase = own.loss - theirs.loss
+            most, in_words = _limit(budget.max_loss_increase, MAX_LOSS_INCREASE, cost.loss if cost else None)
+            if not increase <= most:
+                yield f"loss on {of} rises by {increase:.4f} to {own.loss:.4f} nats per token, by at most {in_words}"
+
+    def _too_little_kept(self, found: VariantReport) -> Iterator[str]:
+        of_it = self.format(found.stored, found.base)
+        if of_it is not None and not of_it.kept >= LEAST_KEPT:
+            yield f"{of_it.kept:.1%} of the adapter's change of the weights is left, at least {LEAST_KEPT:.0%}"
 
     def to_json(self, *, modules: bool = True) -> dict[str, Any]:
         """`from_json` reads it without the modules as well."""
@@ -159,6 +198,7 @@ class FidelityReport:
         values = dict(data)
         values["variants"] = tuple(_variant(each) for each in values["variants"])
         values["formats"] = tuple(FormatReport(**each) for each in values["formats"])
+        values["nf4_costs"] = {texts: Cost(**each) for texts, each in values.get("nf4_costs", {}).items()}
         values["modules"] = tuple(_module(each) for each in values["modules"])
         return cls(**values)
 
@@ -173,19 +213,13 @@ class Judgement:
         return not self.reasons
 
 
-def _reasons(found: VariantReport, reference: VariantReport, budget: Budget) -> Sequence[str]:
-    sets = (("task", found.task, reference.task), ("general text", found.general, reference.general))
-    reasons = []
-    for texts, own, theirs in sets:
-        increase = own.loss - theirs.loss
-        if not math.isfinite(own.kl) or own.kl > budget.max_kl:
-            reasons.append(f"KL to the adapter on {texts} is {own.kl:.4f} nats per token, at most {budget.max_kl:g}")
-        if not math.isfinite(increase) or increase > budget.max_loss_increase:
-            reasons.append(
-                f"loss on {texts} rises by {increase:.4f} to {own.loss:.4f} nats per token, "
-                f"by at most {budget.max_loss_increase:g}"
-            )
-    return reasons
+def _limit(asked: float | None, usual: float, four_bits: float | None) -> tuple[float, str]:
+    """And in words."""
+    most = usual if asked is None else asked
+    if asked is not None or four_bits is None:
+        return most, f"{most:g}"
+    most += FOUR_BITS * max(four_bits, 0.0)
+    return most, f"{most:.4f} ({usual:g}, and {FOUR_BITS:g} times the {four_bits:.4f} that NF4 costs the base itself)"
 
 
 def _variant(data: Mapping[str, Any]) -> VariantReport:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from adapters.merge.formats import FORMATS, bfloat16
-from adapters.merge.models import compute_type, dense_model
+from adapters.merge.formats import BESIDE, FORMATS, can_hold
+from adapters.merge.models import compute_type, dense_model, tensors_of, written_model
 from adapters.merge.report import BASES, Part, name_of
 from adapters.merge.unmerged import with_adapter
 
@@ -54,13 +54,23 @@ class Variant:
 
     def load(self, weights: Weights, adapter: Path) -> Any:
         given = weights.merged(self.base) if self.part == "merged" else weights.base(self.base)
-        tensors = _rounded(given, self.stored, weights.linear)
-        model = dense_model(weights.path, tensors, compute_type(self.stored), weights.config_changes)
+        model = self._made_of(given, weights)
         return with_adapter(model, adapter, weights.path) if self.part == "adapter" else model
+
+    def load_written(self, directory: Path, dtype: str, weights: Weights) -> Any:
+        """From the files of a merge themselves, of this type: as they lie, or as they become in the format wanted."""
+        if dtype == self.stored:
+            return written_model(directory, compute_type(self.stored))
+        return self._made_of(tensors_of(directory), weights)
+
+    def _made_of(self, tensors: Iterator[tuple[str, Tensor]], weights: Weights) -> Any:
+        rounded = _rounded(tensors, self.stored, weights.linear)
+        return dense_model(weights.path, rounded, compute_type(self.stored), weights.config_changes)
 
 
 def variants(trained_on: str, bases: Collection[str], onto: str, stored: str) -> list[Variant]:
-    """First the reference; then it in bf16, which shows what is rounding alone; the wanted merge is among the rest."""
+    """First the reference; then it in bf16, which shows what is rounding alone; the wanted merge is among the rest.
+    The base in 16 bits comes before the one in NF4: what NF4 costs it is measured against it."""
     there = [base for base in BASES if base in bases]
     found = [
         Variant("adapter", trained_on, "float32"),
@@ -69,7 +79,7 @@ def variants(trained_on: str, bases: Collection[str], onto: str, stored: str) ->
         Variant("merged", onto, stored),
         *(Variant("merged", base, "bfloat16") for base in there),
         *(Variant("merged", base, "nf4") for base in there),
-        *(Variant("base", base, "bfloat16") for base in there),
+        *(Variant("base", base, "bfloat16") for base in reversed(there)),
     ]
     return list(dict.fromkeys(found))
 
@@ -77,7 +87,7 @@ def variants(trained_on: str, bases: Collection[str], onto: str, stored: str) ->
 def _rounded(
     tensors: Iterator[tuple[str, Tensor]], stored: str, linear: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """In NF4 what is no linear weight stays in bf16."""
     for name, tensor in tensors:
-        rounded = bfloat16 if stored == "nf4" and name not in linear else FORMATS[stored]
+        fits = can_hold(stored, tensor, linear=name in linear)
+        rounded = FORMATS[stored if fits else BESIDE[stored]]
         yield name, rounded(tensor) if tensor.is_floating_point() else tensor

@@ -31,6 +31,8 @@ class Wishes:
     tokens: int = TOKENS
     budget: Budget = field(default_factory=Budget)
     accept_loss: bool = False
+    stored: str | None = None
+    """The format of adapters/merge/formats.py that the merge ends in; None: its own type."""
 
 
 def measured(
@@ -44,11 +46,12 @@ def measured(
         adapter=plan.adapter,
         trained_on=trained_on(plan),
         onto=plan.choice.values,
-        stored=plan.dtype,
+        stored=wishes.stored or plan.dtype,
         data=wishes.data,
         general=wishes.general,
         tokens=wishes.tokens,
         written=written,
+        written_as=plan.dtype,
     )
     return measure(asked, PlannedWeights(plan), told)
 
@@ -90,15 +93,24 @@ def require(report: FidelityReport, wishes: Wishes) -> None:
     if judgement.passed or wishes.accept_loss:
         return
     raise Unfaithful(
-        f"{report.judged} is above the budget: {'; '.join(judgement.reasons)}. Take the base that it was trained on "
-        f"({report.trained_on}), or a larger budget (max_kl, max_loss_increase); or accept the loss (accept_loss)"
+        f"{report.judged} is above the budget: {'; '.join(judgement.reasons)}. Take {_nearer(report)}, or a larger "
+        "budget (max_kl, max_loss_increase); or accept the loss (accept_loss)"
     )
+
+
+def _nearer(report: FidelityReport) -> str:
+    """What would differ less."""
+    stored = report.wanted.stored
+    if stored == "nf4" and report.onto == "dequantized" and report.variant("merged", "original", stored):
+        return "the base's values before NF4 (original)"
+    if stored != "nf4" and report.onto != report.trained_on:
+        return f"the base that it was trained on ({report.trained_on})"
+    return "a format of more bits"
 
 
 def summary(report: FidelityReport, budget: Budget) -> dict[str, Any]:
     """A report in the figures of the variant that was wanted."""
-    found, reference = report.named(report.judged), report.reference
-    assert found is not None
+    found, reference = report.wanted, report.reference
     judged = report.within(budget)
     return {
         "judged": report.judged,

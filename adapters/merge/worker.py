@@ -29,6 +29,8 @@ from adapters.merge.verify import Wishes, check_of, read_report, summary
 from adapters.upload import PROVENANCE
 
 WHOLE: Mapping[str, Dtype] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+STORED: Mapping[str, str] = {**WHOLE, "q8_0": "q8_0", "nf4": "nf4"}
+"""As adapters/merge/formats.py calls them."""
 MERGED = "merged"
 TELL_S = 0.1
 """Between two messages about how far it is."""
@@ -62,9 +64,12 @@ def merge(order: MergeOrder, tell: Tell) -> Mapping[str, Any]:
     return merged(plan, Path(order.destination), order.proof, tell)
 
 
-def merged(plan: MergePlan, destination: Path, proof: Proof, tell: Tell) -> Mapping[str, Any]:
-    """The merge's record, with the whole report as `report` and what stands of it in lists as `fidelity`."""
-    wishes = Wishes(tokens=proof.tokens, budget=proof.budget, accept_loss=proof.accept_loss)
+def merged(
+    plan: MergePlan, destination: Path, proof: Proof, tell: Tell, stored: str | None = None
+) -> Mapping[str, Any]:
+    """The merge's record, with the whole report as `report` and what stands of it in lists as `fidelity`. `stored`: the
+    format that it becomes later, and is judged in."""
+    wishes = Wishes(tokens=proof.tokens, budget=proof.budget, accept_loss=proof.accept_loss, stored=stored)
     check = check_of(plan, wishes, _measuring(tell))
     record = write_merged(plan, destination, progress(tell, "merging", plan.size_bytes), check)
     report = read_report(destination)
@@ -100,7 +105,7 @@ def exported(order: ExportOrder, source: Path, tell: Tell) -> dict[str, Any]:
             base=Path(order.base.path),
             values=order.values,
             tokens=min(TOKENS, order.proof.tokens),
-            max_kl=order.proof.max_kl,
+            max_kl=None if order.format == "nf4" else order.proof.max_kl,  # that of NF4 was from the adapter, and kept
             accept=order.proof.accept_loss,
         )
         told = _Seldom(tell)
@@ -114,7 +119,8 @@ def _merged_as(dtype: Dtype, order: ExportOrder, destination: str, tell: Tell) -
     tell({"stage": "planning"})
     base = order.base.read()
     values = for_nf4(base, order.values) if order.format == "nf4" else order.values
-    return merged(plan_merge(Path(order.adapter), base, values, dtype), Path(destination), order.proof, tell)
+    plan, stored = plan_merge(Path(order.adapter), base, values, dtype), STORED[order.outtype or dtype]
+    return merged(plan, Path(destination), order.proof, tell, stored)
 
 
 def _kept(done: Mapping[str, Any]) -> dict[str, Any]:

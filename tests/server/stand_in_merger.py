@@ -23,9 +23,9 @@ def variant(part: Any, plan: MergePlan, stored: str, kl: float) -> VariantReport
     return VariantReport(part, plan.choice.values, stored, "float32", found, found)
 
 
-def report_of(plan: MergePlan, kl: float) -> FidelityReport:
-    variants = (variant("adapter", plan, "float32", 0.0), variant("merged", plan, plan.dtype, kl))
-    judged = name_of("merged", plan.choice.values, plan.dtype)
+def report_of(plan: MergePlan, stored: str, kl: float) -> FidelityReport:
+    variants = (variant("adapter", plan, "float32", 0.0), variant("merged", plan, stored, kl))
+    judged = name_of("merged", plan.choice.values, stored)
     names = (plan.adapter.name, plan.base.name, plan.choice.values, judged)
     return FidelityReport(*names, "a test", 1, 1, variants, ())
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         return wait
 
     worker.progress = held
-    verify.measured = lambda plan, *_: report_of(plan, kl)
+    verify.measured = lambda plan, wishes, *_: report_of(plan, wishes.stored or plan.dtype, kl)
     return worker.main(argv)
 
 

@@ -26,6 +26,7 @@ from adapters.merge.export.record import Facts, write_documents
 from adapters.merge.export.sources import is_adapter, merged, require_base
 from adapters.merge.files import digest_of_adapter, require_same_base
 from adapters.merge.plan import Dtype
+from adapters.merge.report import LEAST_KEPT
 from adapters.staging import staged
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def export(wish: Wish, told: Told = lambda what, done, of: None) -> Mapping[str,
         if wish.ollama:
             _write_modelfile(opened.export, staging)
         check = _check(wish, opened.export, staging, scratch, told) if wish.tokens else None
-        accepted = _judge(wish, opened.export, check)
+        accepted = _judge(wish, opened, check)
         facts = Facts(
             format=wish.format,
             outtype=outtype,
@@ -161,19 +162,28 @@ def _check(wish: Wish, made: Export, staging: Path, scratch: Path, told: Told) -
     return check
 
 
-def _judge(wish: Wish, made: Export, check: Check | None) -> str | None:
+def _judge(wish: Wish, opened: Opened, check: Check | None) -> str | None:
     """What is accepted. Raises NotTheSame where nothing is."""
     from adapters.merge.export.hearing import require_same
 
-    if check is None:
-        return None
     try:
-        require_same(check, made.max_kl if wish.max_kl is None else wish.max_kl)
+        _require_kept(opened)
+        if check is not None:
+            require_same(check, opened.export.max_kl if wish.max_kl is None else wish.max_kl)
     except NotTheSame as error:
         if not wish.accept:
             raise
         return error.message
     return None
+
+
+def _require_kept(opened: Opened) -> None:
+    if opened.kept is not None and not opened.kept >= LEAST_KEPT:
+        raise NotTheSame(
+            f"of what the adapter changed {opened.kept:.1%} is left in {opened.export.stored}, at least "
+            f"{LEAST_KEPT:.0%}; take the base's values before NF4 (--from original), or a type with more bits; or "
+            "accept it (--accept)"
+        )
 
 
 def _write_modelfile(made: Export, staging: Path) -> None:

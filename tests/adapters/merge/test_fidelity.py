@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 
 from adapters.base import BaseModel
+from adapters.merge.apply import write_merged
 from adapters.merge.fidelity import Asked, measure
 from adapters.merge.plan import MergePlan, plan_merge
 from adapters.merge.planned_weights import PlannedWeights, trained_on
@@ -53,8 +55,8 @@ def test_every_path_is_compared(report: FidelityReport) -> None:
         "merged, original, bfloat16",
         "merged, dequantized, nf4",
         "merged, original, nf4",
-        "base, dequantized, bfloat16",
         "base, original, bfloat16",
+        "base, dequantized, bfloat16",
     ]
     assert (report.task_tokens, report.general_tokens) == (TOKENS, TOKENS // 2)
 
@@ -132,3 +134,37 @@ def test_the_files_of_a_merge_are_what_is_judged(plan: MergePlan, sure_base: Pat
     judged, bare = of(report, "merged", "dequantized", "bfloat16"), of(report, "base", "original", "bfloat16")
     assert judged.task == bare.task
     assert not report.within(Budget()).passed
+
+
+@pytest.fixture(scope="module")
+def four_bits(plan: MergePlan) -> FidelityReport:
+    asked = Asked(plan.adapter, trained_on="dequantized", onto="original", stored="nf4", tokens=TOKENS)
+    return measure(asked, PlannedWeights(plan))
+
+
+def test_in_four_bits_it_is_measured_what_they_cost_the_base(four_bits: FidelityReport, report: FidelityReport) -> None:
+    assert four_bits.wanted == of(four_bits, "merged", "original", "nf4")
+    assert four_bits.within(Budget()).passed
+    assert not four_bits.within(Budget(max_kl=0.01)).passed
+    original, packed = (of(four_bits, "base", base, "bfloat16") for base in ("original", "dequantized"))
+    assert four_bits.nf4_costs["task"].loss == pytest.approx(packed.task.loss - original.task.loss)
+    assert four_bits.nf4_costs["general"].kl > 0.01
+    assert report.nf4_costs == {}
+
+
+def test_a_merge_in_fp32_is_judged_as_what_it_becomes(
+    plan: MergePlan, four_bits: FidelityReport, tmp_path: Path
+) -> None:
+    whole = plan_merge(plan.adapter, plan.base, "original", "float32")
+    write_merged(whole, tmp_path / "out")
+    asked = Asked(plan.adapter, "dequantized", "original", "nf4", tokens=TOKENS, written=tmp_path / "out")
+    report = measure(replace(asked, written_as="float32"), PlannedWeights(whole))
+    assert report.wanted.task.kl == pytest.approx(four_bits.wanted.task.kl, rel=1e-3)
+
+
+def test_q8_0_is_measured_as_gguf_holds_it(plan: MergePlan, report: FidelityReport) -> None:
+    asked = Asked(plan.adapter, trained_on="dequantized", onto="dequantized", stored="q8_0", tokens=TOKENS)
+    packed = measure(asked, PlannedWeights(plan)).wanted
+    assert packed.computed == "float32"
+    exact = of(report, "merged", "dequantized", "float32").task.kl
+    assert 10 * exact < packed.task.kl < of(report, "merged", "dequantized", "nf4").task.kl / 3

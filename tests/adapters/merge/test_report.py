@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 
 from adapters.merge.advice import advice, lost
-from adapters.merge.report import Budget, Closeness, FidelityReport, FormatReport, ModuleReport, Survival, VariantReport
+from adapters.merge.report import (
+    Budget,
+    Closeness,
+    Cost,
+    FidelityReport,
+    FormatReport,
+    ModuleReport,
+    Survival,
+    VariantReport,
+)
 from adapters.merge.survival import summed
 
 EXACT = Closeness(loss=2.0, kl=0.0, mean_change=0.0, largest_change=0.0, same_top=1.0)
@@ -44,7 +53,8 @@ REPORT = FidelityReport(
 
 
 def test_it_goes_to_json_and_back() -> None:
-    assert FidelityReport.from_json(json.loads(json.dumps(REPORT.to_json()))) == REPORT
+    for report in (REPORT, FOUR):
+        assert FidelityReport.from_json(json.loads(json.dumps(report.to_json()))) == report
 
 
 def test_what_is_kept_of_the_whole_is_weighed_by_the_size_of_each_change() -> None:
@@ -72,7 +82,47 @@ def test_one_on_another_base_is_above_it_and_says_what_of() -> None:
 
 def test_a_loss_that_rises_is_above_it_too() -> None:
     judged = REPORT.within(Budget(max_kl=2.0), "merged, dequantized, nf4")
-    assert judged.reasons == ("loss on task rises by 1.9000 to 3.9000 nats per token, by at most 0.02",)
+    assert judged.reasons[0] == "loss on task rises by 1.9000 to 3.9000 nats per token, by at most 0.02"
+
+
+def test_what_is_hardly_left_of_the_change_is_lost_however_near_it_is() -> None:
+    """A weak adapter that is gone is no further from itself than the rounding of four bits."""
+    judged = REPORT.within(Budget(max_kl=2.0, max_loss_increase=2.0), "merged, dequantized, nf4")
+    assert judged.reasons == ("32.0% of the adapter's change of the weights is left, at least 50%",)
+
+
+FOUR = replace(
+    REPORT,
+    judged="merged, original, nf4",
+    variants=(*REPORT.variants, variant("merged", "original", "nf4", loss=2.1, kl=0.2)),
+    nf4_costs={"task": Cost(kl=0.16, loss=0.06), "general": Cost(kl=0.0, loss=-1.0)},
+)
+
+
+def test_four_bits_may_cost_what_they_cost_the_base_and_half_as_much_again() -> None:
+    assert FOUR.within(Budget()).passed  # 0.2 of 0.01 + 1.5 * 0.16, and 0.1 of 0.02 + 1.5 * 0.06
+    cheaper = replace(FOUR, nf4_costs={"task": Cost(kl=0.12, loss=0.05), "general": Cost(kl=0.0, loss=-1.0)})
+    assert cheaper.within(Budget()).reasons == (
+        "KL to the adapter on task is 0.2000 nats per token, at most 0.1900 (0.01, and 1.5 times the 0.1200 that NF4 "
+        "costs the base itself)",
+        "loss on task rises by 0.1000 to 2.1000 nats per token, by at most 0.0950 (0.02, and 1.5 times the 0.0500 that "
+        "NF4 costs the base itself)",
+    )
+
+
+def test_a_budget_that_is_asked_for_is_the_budget_in_four_bits_too() -> None:
+    reasons = FOUR.within(Budget(max_kl=0.1, max_loss_increase=0.2)).reasons
+    assert reasons == ("KL to the adapter on task is 0.2000 nats per token, at most 0.1",)
+
+
+def test_only_four_bits_may_cost_what_four_bits_cost() -> None:
+    assert not FOUR.within(Budget(), "merged, original, bfloat16").passed
+
+
+def test_a_report_of_before_there_were_costs_is_read() -> None:
+    before = REPORT.to_json()
+    del before["nf4_costs"]
+    assert FidelityReport.from_json(before) == REPORT
 
 
 def test_general_text_counts_as_well() -> None:

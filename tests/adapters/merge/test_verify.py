@@ -12,7 +12,7 @@ from adapters.merge.apply import write_merged
 from adapters.merge.plan import MergePlan, plan_merge
 from adapters.merge.report import Budget, FidelityReport
 from adapters.merge.verify import FILE, PICTURE, Wishes, check_of, require, summary
-from tests.adapters.merge.test_report import REPORT
+from tests.adapters.merge.test_report import REPORT, variant
 
 FEW = Wishes(tokens=20)
 
@@ -36,11 +36,16 @@ def test_the_message_says_what_to_do() -> None:
     with pytest.raises(Unfaithful, match=r"trained on \(dequantized\), or .*max_kl.* \(accept_loss\)"):
         require(replace(REPORT, judged="merged, original, bfloat16"), Wishes())
     require(REPORT, Wishes())
+    four_bits = replace(REPORT, judged="merged, dequantized, nf4")
+    with pytest.raises(Unfaithful, match=r"is left, at least 50%\. Take a format of more bits, or"):
+        require(four_bits, Wishes())
+    with pytest.raises(Unfaithful, match=r"Take the base's values before NF4 \(original\), or"):
+        require(replace(four_bits, variants=(*REPORT.variants, variant("merged", "original", "nf4"))), Wishes())
 
 
 def test_a_summary_is_of_the_merge_that_was_wanted_against_the_adapter() -> None:
     found = summary(replace(REPORT, judged="merged, dequantized, nf4"), Budget(max_kl=2.0))
-    assert (found["within_budget"], len(found["reasons"])) == (False, 1)
+    assert (found["within_budget"], len(found["reasons"])) == (False, 2)
     assert found["task"] == {
         "kl": 1.5,
         "mean_change": 0.0,

@@ -11,7 +11,7 @@ from typing import Any
 from adapters.base import BaseModel
 from adapters.merge.apply import write_merged
 from adapters.merge.documents import RECORD, SUMS
-from adapters.merge.orders import BasePlace, MergeOrder, Order, Proof, read_order, write_order
+from adapters.merge.orders import BasePlace, ExportOrder, MergeOrder, Order, Proof, read_order, write_order
 from adapters.merge.plan import plan_merge
 from adapters.merge.verify import FILE, PICTURE
 
@@ -59,3 +59,17 @@ def test_a_kill_while_it_merges_costs_nothing_but_time(sure_base: Path, sure_ada
     write_merged(plan_merge(sure_adapter, BaseModel.read(sure_base)), tmp_path / "uninterrupted")
     kept, uninterrupted = files_of(tmp_path / "out"), files_of(tmp_path / "uninterrupted")
     assert {name for name in kept if kept[name] != uninterrupted.get(name)} == {RECORD, SUMS, FILE, PICTURE}
+
+
+def test_an_nf4_export_is_judged_in_nf4_and_needs_nobody_to_accept_it(
+    sure_base: Path, sure_adapter: Path, tmp_path: Path
+) -> None:
+    base = BasePlace.of(BaseModel.read(sure_base), tmp_path / "fingerprints")
+    order = ExportOrder(str(sure_adapter), base, str(tmp_path / "out"), "nf4", "nf4", proof=Proof(tokens=64))
+    done = said(tmp_path / "job", order)[-1]["done"]
+    found = done["report"]["fidelity"]
+    assert (found["judged"], found["trained_on"]) == ("merged, original, nf4", "dequantized")
+    assert (found["within_budget"], found["reasons"]) == (True, [])
+    assert found["task"]["kl"] > 0.02, "or the budget of 16 bits would have done"
+    assert done["report"]["export"]["accepted"] is None
+    assert "model.safetensors" in {file["name"] for file in done["files"]}

@@ -142,6 +142,18 @@ def test_nf4_says_what_is_left_of_the_adapter(adapter: Path, base: Path, tmp_pat
     assert f"{record['adapter_kept']:.1%} is left in nf4" in (tmp_path / "out/README.md").read_text()
 
 
+def test_what_four_bits_leave_nothing_of_is_refused_or_accepted(base: Path, tmp_path: Path) -> None:
+    """A small change of values that lie on the levels of NF4 already."""
+    adapter = save_adapter(base, tmp_path / "weak", r=4, lora_alpha=8, strength=0.06)
+    asked = wish(adapter, tmp_path / "here/out", "nf4", base=base, values="dequantized")
+    with pytest.raises(NotTheSame, match=r"is left in nf4, at least 50%; .*--from original.*--accept"):
+        export(asked)
+    assert list((tmp_path / "here").iterdir()) == []
+    record = export(replace(asked, accept=True))
+    assert record["adapter_kept"] < 0.5
+    assert "is left in nf4, at least 50%" in record["accepted"]
+
+
 def test_what_differs_by_more_is_refused_and_leaves_nothing_or_is_accepted_and_says_so(
     merged: Path, tmp_path: Path
 ) -> None:

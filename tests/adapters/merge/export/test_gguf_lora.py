@@ -58,7 +58,7 @@ def test_rows_of_b_are_in_pairs_for_q_and_k_and_all_else_as_it_was(base: BaseMod
 
 def test_what_alpha_over_rank_does_not_say_is_in_b(base: BaseModel, tmp_path: Path) -> None:
     """rsLoRA with rank 4 and alpha 8 scales by 4, where llama.cpp divides 8 by 4; v has rank 2 and alpha 6."""
-    patterns = {"use_rslora": True, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 6}}
+    patterns: dict[str, Any] = {"use_rslora": True, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 6}}
     adapter = save_adapter(base.path, tmp_path / "adapter", r=4, lora_alpha=8, **patterns)
     tensors = {tensor.name: tensor.data for tensor in written(adapter, base, tmp_path / "lora.gguf").tensors}
     source = load_file(adapter / "adapter_model.safetensors")

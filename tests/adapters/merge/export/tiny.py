@@ -104,7 +104,7 @@ def save_sentencepiece(path: Path, *, prefix: bool = True, first: bool = False) 
     return path
 
 
-def save_adapter(base: Path, path: Path, **options: Any) -> Path:
+def save_adapter(base: Path, path: Path, strength: float = 0.6, **options: Any) -> Path:
     """A LoRA on every linear layer, both sides random."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -116,6 +116,6 @@ def save_adapter(base: Path, path: Path, **options: Any) -> Path:
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
-                parameter.mul_(0.6)
+                parameter.mul_(strength)
     adapted.save_pretrained(path)
     return path
