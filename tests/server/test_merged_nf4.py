@@ -41,7 +41,7 @@ async def test_the_engine_gets_the_base_in_nf4_with_the_adapter_in_it(
     built = world(small_base, tmp_path / "data", memory_reserve_bytes=0, merge_probe_tokens=64)
     publish(built, adapter)
     async with built.running():
-        _, job = await put(built, quantization="nf4", accept_loss=True)
+        _, job = await put(built, quantization="nf4")
         ended = await built.services.runner.ended(job["id"], JOB_S)
         assert ended.result is not None, ended.error
         assert ended.result["values"] == "original", "NF4 of what NF4 has left would lose the adapter"
