@@ -1,4 +1,4 @@
-"""The one door in and out: compare sums → unpack → convert → validate → publish → register, and unregister → delete.
+"""The one door in and out: compare sums → unpack → judge → publish → register, and unregister → delete.
 
 Files go first and the registry commits last, so a crash leaves at most a blob that nobody knows, which `sweep` removes
 at the next start. It knows no HTTP and no engine: whoever deletes a version makes sure first that nobody uses it.
@@ -14,8 +14,8 @@ from pathlib import Path
 from adapters import checksums, removal
 from adapters.archive import unpack
 from adapters.base import BaseModel
-from adapters.convert import convert
 from adapters.errors import StoreError, UploadError
+from adapters.gate import judge
 from adapters.lineage import merged, parents, require_lineage
 from adapters.manifest import Manifest
 from adapters.names import require_description, require_name
@@ -26,7 +26,6 @@ from adapters.storage import tie
 from adapters.store import Store
 from adapters.tags import require_tags
 from adapters.upload import PLAIN, UploadedFile, UploadLimits, UploadOptions
-from adapters.validate import validate
 
 
 class Ingest:
@@ -47,8 +46,7 @@ class Ingest:
             packed = checksums.check_sent(files, options.sha256)
             unpack(files, staged, self._limits)
             checksums.check_unpacked(staged, packed)
-            verdict = convert(staged, self._base, self._max_rank, options.max_error)
-            manifest = validate(staged, self._base, self._max_rank, verdict)
+            manifest = judge(staged, self._base, self._max_rank, options.max_error)
             lineage = merged(manifest.lineage, options.lineage)
             fetched = {} if options.source is None else {"source": dict(options.source)}
             manifest = replace(manifest, lineage=lineage | fetched)

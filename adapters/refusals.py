@@ -23,6 +23,7 @@ REFUSALS: Mapping[str, str] = {
     "bad_config": "Save the adapter again with PEFT, or correct this field.",
     "bad_provenance": "Correct loraplex.json or leave it out.",
     "bad_safetensors": "Upload the file again, or save it again: it is damaged.",
+    "not_mergeable": "Train it without that part.",
     "not_lora": f"Neither served nor merged; {_RETRAIN}.",
     "changes_prompt": "It puts vectors before the prompt and leaves the weights as they are; train a LoRA.",
     "dora": "Configuration and weights are not of the same adapter; upload the two that belong together.",
@@ -34,11 +35,14 @@ REFUSALS: Mapping[str, str] = {
     ),
     "alora": f"Activated LoRA is not served; {_RETRAIN}.",
     "layer_replication": "The served base has its own layers; train without layer_replication.",
-    "trainable_tokens": "Token embeddings cannot be swapped per request; train without trainable_token_indices.",
+    "trainable_tokens": (
+        "The trained embeddings are not in the file, or beside what they cannot be merged with; save it again with "
+        "PEFT, or train without trainable_token_indices."
+    ),
     "target_parameters": "Only linear modules are served; train with target_modules.",
     "unsupported_variant": f"This LoRA variant computes something else than B·A; {_RETRAIN}.",
     "unsupported_pattern": "Name the modules plainly; brackets that repeat and look-arounds are not read.",
-    "unsupported_module": "Embeddings, output heads and norms take no LoRA here; train without them.",
+    "unsupported_module": "Linear layers, the embedding and the head take a LoRA; train without the others.",
     "unsupported_tensor": "Expected only <module>.lora_A.weight and <module>.lora_B.weight; save it again with PEFT.",
     "unsupported_dtype": "Save the weights as float32, float16 or bfloat16.",
     "unknown_module": "It was trained on another base model, or its names were changed.",

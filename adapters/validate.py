@@ -7,6 +7,7 @@ streams the values once; it needs no torch and does not know where the files go.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from adapters.store import digest_files
 from adapters.tokenizer_files import chat_template_sha256, check_tokenizer
 from adapters.upload import CONFIG, PROVENANCE, WEIGHTS
 
+CARRIES = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)\.(?:lora_|token_adapter\.).+")
+"""Also embedding and head, which a merge takes and no engine swaps."""
 LARGEST_BF16 = 3.3895313892515355e38
 
 
@@ -57,7 +60,8 @@ def _mergeable(staged: Path, base: BaseModel, provenance: Provenance, verdict: V
             raise refuse("unsupported_dtype", f"{name[:200]} is {span.dtype}")
         if not largest_magnitude(staged / WEIGHTS, span) <= LARGEST_BF16:
             raise refuse("non_finite", f"{name[:200]} has values that are not finite")
-    modules = [module for module in base.modules if any(f"{module}." in name for name in spans)]
+    modules = {match["module"] for name in spans if (match := CARRIES.fullmatch(name)) is not None}
+    modules |= {module for module in base.modules if any(f"{module}." in name for name in spans)}
     named = read_base_model(raw)
     rank, alpha = raw.get("r"), raw.get("lora_alpha", raw.get("alpha"))
     return Manifest(

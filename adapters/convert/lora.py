@@ -151,7 +151,7 @@ def _beyond_lora(source: Source, tensors: Tensors, dora: bool) -> str | None:
     biased = [m for m, parts in tensors.pairs.items() if BIAS in parts and source.values(parts[BIAS]).any()]
     if biased:
         return f"lora_B of {len(biased)} modules has a trained bias, a constant that no B·A adds, such as {biased[0]}"
-    changed = [name for name, span in tensors.whole.items() if _is_changed(source, name, span)]
+    changed = [name for name, span in tensors.whole.items() if is_changed(source, name, span)]
     if changed:
         return f"it changes {len(changed)} tensors of the base as a whole, such as {changed[0]}"
     packed = [module for module in tensors.pairs if dora and not source.weights_beneath.is_plain(module + WEIGHT)]
@@ -160,7 +160,8 @@ def _beyond_lora(source: Source, tensors: Tensors, dora: bool) -> str | None:
     return None
 
 
-def _is_changed(source: Source, name: str, span: TensorSpan) -> bool:
+def is_changed(source: Source, name: str, span: TensorSpan) -> bool:
+    """Whether it is more than a copy of the base's own tensor. Raises InvalidAdapter where the shapes differ."""
     own = source.base_weights.spans[name][1]
     if span.shape != own.shape:
         raise refuse("shape_mismatch", f"{name} is {span.shape}, in {source.base.name} it is {own.shape}")

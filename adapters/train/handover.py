@@ -11,12 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from adapters.base import BaseModel
-from adapters.convert import convert
 from adapters.errors import InvalidAdapter, NotServable, RemoteRefusal, RemoteUnreachable, TrainError
+from adapters.gate import judge
 from adapters.manifest import Manifest
 from adapters.remote import Remote
 from adapters.upload import is_kept
-from adapters.validate import validate
 
 REFUSED = range(400, 500)
 NOT_ABOUT_THE_ADAPTER = {401, 403, 404, 408, 429}
@@ -32,7 +31,7 @@ def check_servable(directory: Path, base: Path, max_rank: int, max_error: float 
         with TemporaryDirectory() as scratch:
             copy = _copy(directory, Path(scratch) / directory.name)
             served = BaseModel.read(base)
-            manifest = validate(copy, served, max_rank, convert(copy, served, max_rank, max_error))
+            manifest = judge(copy, served, max_rank, max_error)
     except InvalidAdapter as error:
         raise NotServable(f"{error.message} {kept}", code=error.code) from error
     if manifest.merge_only is not None:

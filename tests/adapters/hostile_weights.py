@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def edited(edit: Callable[[dict[str, Any]], Any]) -> Files:
     return with_json(header, data)
 
 
-def with_tensors(changes: dict[str, Tensor | None], **config: Any) -> Files:
+def with_tensors(changes: Mapping[str, Tensor | None], **config: Any) -> Files:
     tensors = {name: item for name, item in {**lora_tensors(), **changes}.items() if item is not None}
     return AdapterFiles(config=lora_config(**config), tensors=tensors).files()
 
@@ -208,6 +208,57 @@ def entries_that_lie() -> Cases:
     yield "all the same bytes", edited(lambda header: [item.update(header[A]) for item in header.values()])
 
 
+@family(
+    *("unpaired", "shape_mismatch", "rank_mismatch", "unknown_module", "unsupported_tensor", "unsupported_dtype"),
+    *("non_finite", "bad_config", "trainable_tokens", "not_mergeable", "no_modules", "unsupported_module"),
+)
+def ends_of_the_base() -> Cases:
+    """Embedding, head and single tokens: kept for a merge where they fit, and refused where they do not."""
+    head, embedding = "base_model.model.lm_head", "base_model.model.model.embed_tokens"
+    tokens = f"{embedding}.token_adapter.trainable_tokens_delta"
+
+    def zeros(*shape: int, dtype: str = "F32") -> Tensor:
+        return tensor(np.zeros(shape), dtype)
+
+    on_head = {f"{head}.lora_A.weight": zeros(4, 8), f"{head}.lora_B.weight": zeros(4, 4)}
+    on_embedding = {f"{embedding}.lora_embedding_A": zeros(4, 4), f"{embedding}.lora_embedding_B": zeros(8, 4)}
+    for name in on_head:
+        for label, item in (("away", None), ("wide", zeros(4, 9)), ("bytes", zeros(4, 8, dtype="U8"))):
+            yield f"{name} {label}", with_tensors({**on_head, name: item})
+        yield f"{name} NaN", with_tensors({**on_head, name: tensor(np.full(on_head[name].shape, np.nan))})
+        yield f"{name} infinite", with_tensors({**on_head, name: tensor(np.full(on_head[name].shape, np.inf))})
+    for name in on_embedding:
+        for label, item in (("away", None), ("other rank", zeros(3, 4)), ("a cube", zeros(4, 4, 4))):
+            yield f"{name} {label}", with_tensors({**on_embedding, name: item})
+        yield f"{name} NaN", with_tensors({**on_embedding, name: tensor(np.full(on_embedding[name].shape, np.nan))})
+    for other in ("model.wte", "embed_tokens", "model.embed_tokens.embed_tokens"):
+        renamed = {name.replace("model.embed_tokens", other): item for name, item in on_embedding.items()}
+        yield f"embedding {other}", with_tensors(renamed)
+    for own, shape in ((head, (4, 8)), (embedding, (4, 8))):
+        beside = on_head if own == head else on_embedding
+        yield f"another {own}", with_tensors({**beside, f"{own}.base_layer.weight": zeros(*shape)})
+        yield f"a longer {own}", with_tensors({**beside, f"{own}.base_layer.weight": zeros(5, 8)})
+    yield "a layer's copy", with_tensors({**on_head, f"{PREFIX}.base_layer.weight": zeros(8, 8)})
+    yield "a stray beside the head", with_tensors({**on_head, "base_model.model.lm_head.lora_C.weight": zeros(4, 8)})
+    yield "a broken layer beside the head", with_tensors({**on_head, A: zeros(4, 9)})
+    wrong: list[Any] = [None, [], [1], [1, 1], [1, 4], [-1, 0], [True, 0], ["0", "1"], "all", {"lm_head": [0, 1]}]
+    wrong += [[2**63, 0], {"x": {"y": 1}}, 5, list(range(1000))]
+    for indices in wrong:
+        yield f"tokens {str(indices)[:30]}", with_tensors({tokens: zeros(2, 8)}, trainable_token_indices=indices)
+    yield "tokens too wide", with_tensors({tokens: zeros(2, 9)}, trainable_token_indices=[0, 1])
+    yield "tokens NaN", with_tensors({tokens: tensor(np.full((2, 8), np.nan))}, trainable_token_indices=[0, 1])
+    yield (
+        "tokens of a layer",
+        with_tensors({f"{PREFIX}.token_adapter.trainable_tokens_delta": zeros(2, 8)}, trainable_token_indices=[0, 1]),
+    )
+    yield "tokens and no list", with_tensors({tokens: zeros(2, 8)})
+    yield "a list and no tokens", with_tensors({}, trainable_token_indices=[0, 1])
+    yield (
+        "tokens and a LoRA on them",
+        with_tensors({tokens: zeros(2, 8), **on_embedding}, trainable_token_indices=[0, 1]),
+    )
+
+
 @family("bad_safetensors", "unknown_module", "unsupported_tensor", "unsupported_module", "no_modules")
 def names_of_tensors() -> Cases:
     names: tuple[str, ...] = (
@@ -234,9 +285,7 @@ def names_of_tensors() -> Cases:
         "{0.__class__}.lora_B.weight",
         "$(reboot).lora_A.weight",
     )
-    names += tuple(
-        f"base_model.model.{name}.lora_A.weight" for name in ("lm_head", "model.norm", "model.layers.-1.x", "*")
-    )
+    names += tuple(f"base_model.model.{name}.lora_A.weight" for name in ("model.norm", "model.layers.-1.x", "*"))
     names += (
         A.replace("layers.0", "layers.00"),
         A.replace("layers.0", "layers.99"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from adapters.base import BaseModel
 from adapters.convert import convert
 from adapters.errors import AdapterError, InvalidAdapter, NotMergeable
+from adapters.gate import judge
 from adapters.merge.apply import merged_tensors
 from adapters.merge.plan import plan_merge
 from tests.adapters.merge.models import load_model, logits, save_model, with_weights
@@ -89,6 +90,45 @@ def test_merged_it_answers_as_it_did_beside_the_base(base: BaseModel, pristine: 
     print(f"{name}: {plan.kind}, {len(plan.changed)} tensors, |Δ logit| {off:.2g} at most; the base's {moved:.2g}")
     assert moved > 0.01
     assert off < TOLERANCE
+
+
+KEPT = ["LoRA on the embedding", "LoRA on the head", "LoRA on embedding and head", "ranks by pattern on the embedding"]
+KEPT += ["trained tokens", "trained tokens, named", "a trained head", "a trained embedding", "DoRA"]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("name", KEPT)
+def test_the_gate_keeps_for_a_merge_what_a_merge_takes(tmp_path: Path, name: str, tied: bool) -> None:
+    own = BaseModel.read(save_model(tmp_path / "base", tied=tied))
+    make(fitting(CASES[name]), load_model(own.path), tmp_path / "a")
+    sent = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    manifest = judge(tmp_path / "a", own, 16)
+    assert manifest.merge_only is not None
+    assert manifest.target_modules
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == sent, "as it was sent"
+    assert plan_merge(tmp_path / "a", own).changed
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_gate_refuses_what_no_merge_takes(base: BaseModel, pristine: Any, tmp_path: Path, name: str) -> None:
+    make(fitting(CASES[name]), pristine, tmp_path / "a")
+    with pytest.raises(InvalidAdapter) as refused:
+        judge(tmp_path / "a", base, 16)
+    assert refused.value.code == REFUSED[name][1]
+
+
+def test_another_embedding_beside_the_adapter_is_no_copy(base: BaseModel, pristine: Any, tmp_path: Path) -> None:
+    """PEFT would load it, and compute with it."""
+    make(CASES["LoRA on the embedding"], pristine, tmp_path / "a")
+    path = tmp_path / "a/adapter_model.safetensors"
+    tensors = load_file(path)
+    (copy,) = (name for name in tensors if name.endswith("embed_tokens.base_layer.weight"))
+    save_file({**tensors, copy: tensors[copy].to(torch.float16)}, path)
+    assert judge(tmp_path / "a", base, 16).merge_only, "rounded, it is a copy all the same"
+    save_file({**tensors, copy: tensors[copy] + 0.5}, path)
+    with pytest.raises(InvalidAdapter, match="is not what random has there") as refused:
+        judge(tmp_path / "a", base, 16)
+    assert refused.value.code == "not_mergeable"
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
