@@ -1,4 +1,5 @@
-"""Two engines beside each other: one version merged, LoRA off, killed in mid-stream, and back. Real vLLM.
+"""Two engines beside each other: one version merged, LoRA off, killed in mid-stream, and back; and the same by itself,
+where most tokens are for one version. Real vLLM.
 
 In fp32, where a merge and its adapter are the same model: in bf16 rounding turns one greedy token in forty.
 """
@@ -7,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import pytest
 from adapters.base import BaseModel
 from server.launch import launch
 from tests.flows.live import KEY, Live
+from tests.server.harness import until
 
 pytestmark = pytest.mark.engine
 MERGED = "/v1/adapters/pirate/versions/1/merged"
@@ -34,6 +38,17 @@ FLAGS += [
     "--merge-probe-tokens",
     "64",
 ]
+WINDOW_S = 10
+FLAGS += ["--promotion", "auto", "--promotion-window-s", str(WINDOW_S), "--promotion-min-life-s", "1"]
+FLAGS += [
+    "--promotion-requests",
+    "8",
+    "--promotion-speedup",
+    "0",
+]  # kept whatever it gains: that differs from day to day
+FLAGS += ["--promotion-tokens-per-minute", "20000"]
+"""What a crowd of long prompts has, and nothing else here."""
+LONG = "Here is what I know. " * 60
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +154,108 @@ async def answers_under_a_kill(live: Live) -> list[str]:
         await begun.wait()
         engines(live)[-1].kill()
         return list(await asyncio.gather(*answering))
+
+
+# By itself ----------------------------------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Two clients that ask one model again and again, one of them streaming; what they got, in the order of asking."""
+
+    def __init__(self, live: Live) -> None:
+        self.model = "pirate"
+        self.heard: list[tuple[str, str, str]] = []
+        """Model, way, answer."""
+        self._live = live
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[httpx.AsyncClient]:
+        async with self._live.async_client() as client:
+            clients = [asyncio.create_task(self._ask(client, stream)) for stream in (False, True)]
+            try:
+                yield client
+            finally:
+                for each in clients:
+                    each.cancel()
+                await asyncio.wait(clients)
+            for each in clients:
+                assert each.cancelled() or each.exception() is None, each.exception()
+
+    async def _ask(self, client: httpx.AsyncClient, stream: bool) -> None:
+        while True:
+            model, place = self.model, len(self.heard)
+            self.heard.append((model, "", ""))
+            asked = {**body(LONG, stream=stream), "model": model, "max_tokens": 8}
+            response = await client.post("/v1/chat/completions", json=asked)
+            assert response.status_code == 200, response.text
+            self.heard[place] = (model, response.headers["x-loraplex-path"], answer_of(response, stream))
+            await asyncio.sleep(0.1)  # the merging process has what is left of the machine
+
+    def answers(self, model: str) -> tuple[list[str], set[str]]:
+        """The ways, in the order of asking, and the answers."""
+        found = [each for each in self.heard if each[0] == model and each[1]]
+        return [way for _, way, _ in found], {text for *_, text in found}
+
+
+def answer_of(response: httpx.Response, stream: bool) -> str:
+    if not stream:
+        return str(response.json()["choices"][0]["message"]["content"])
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    chunks = [json.loads(line) for line in lines[:-1]]
+    assert not [chunk for chunk in chunks if "error" in chunk]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
+
+
+async def story_until(client: httpx.AsyncClient, state: str, live: Live, timeout_s: float = 240) -> dict[str, Any]:
+    """The newest story of pirate by the policy, when it is in this state."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        told = (await client.get("/v1/promotions?adapter=pirate")).json()
+        mine = [story for story in told["data"] if story["origin"] == "policy"]
+        if mine and mine[0]["state"] == state:
+            return dict((await client.get(f"/v1/promotions/{mine[0]['id']}")).json())
+        assert not mine or mine[0]["ended_at"] is None, (mine[0], live.server.tail())
+        assert time.monotonic() < deadline, (told, live.server.tail())
+        await asyncio.sleep(0.3)
+
+
+async def test_most_tokens_get_an_engine_by_themselves_and_lose_it_when_they_move_away(beside: Live) -> None:
+    crowd = Crowd(beside)
+    async with crowd.asking() as client:
+        before = await outcomes(client)
+        story = await story_until(client, "serving", beside)
+        begun, built, kept = (event["message"] for event in story["events"])
+        assert "pirate@1 has 100.0% of the tokens" in begun
+        assert built.startswith("its engine was built in ")
+        assert kept == story["reason"]
+        assert kept.startswith("kept: ")
+        assert story["figures"]["measured"]["speedup"] > 0
+        assert story["figures"]["fidelity"]["judged"] == "merged, original, float32"
+        name = (await client.get(MERGED)).json()["name"]
+        ready = f'loraplex_merged_engine_ready{{adapter="pirate",name="{name}"}} 1.0'
+        assert ready in (await client.get("/metrics")).text.splitlines()
+
+        crowd.model = ""
+        ended = await story_until(client, "demoted", beside)
+        assert ended["id"] == story["id"]
+        assert "pirate@1 has 0.0% of the tokens" in ended["reason"]
+        assert (await client.get(MERGED)).status_code in (200, 404)  # on its way out, or gone
+        crowd.model = "pirate"
+        back = len(crowd.heard)
+        await until(lambda: [each for each in crowd.heard[back:] if each[:2] == ("pirate", "lora")], 60)
+        after = await outcomes(client)
+
+    ways, answers = crowd.answers("pirate")
+    merged = [place for place, way in enumerate(ways) if way == "merged"]
+    assert ways == ["lora"] * merged[0] + ["merged"] * len(merged) + ["lora"] * (len(ways) - merged[-1] - 1)
+    assert (ways[0], ways[-1]) == ("lora", "lora")
+    assert len(answers) == 1, "whoever tells it, it is the same"
+    assert {name: count - before.get(name, 0) for name, count in after.items()} == {"kept": 1, "demoted": 1}
+
+
+async def outcomes(client: httpx.AsyncClient) -> dict[str, float]:
+    """How promotions ended, counted."""
+    page = (await client.get("/metrics")).text
+    found = re.findall(r'^loraplex_promotions_total\{outcome="(\w+)"\} (\S+)$', page, re.MULTILINE)
+    return {name: float(count) for name, count in found}
