@@ -32,10 +32,13 @@ def merged_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Of one output shard, or of all: each computed in fp32 when it is asked for, and rounded once to `dtype`, by
     default the plan's."""
-    stored = None if dtype is None else STORED[dtype]
     for each in plan.planned:
         if shard is None or each.shard == shard:
-            yield each.name, _merged(plan, each, stored if stored and each.dtype in FLOATS else each.dtype)
+            yield each.name, merged_tensor(plan, each, dtype)
+
+
+def merged_tensor(plan: MergePlan, planned: PlannedTensor, dtype: Dtype | None = None) -> torch.Tensor:
+    return _merged(plan, planned, STORED[dtype] if dtype and planned.dtype in FLOATS else planned.dtype)
 
 
 def write_merged(
@@ -100,10 +103,16 @@ def _merged(plan: MergePlan, planned: PlannedTensor, dtype: str) -> torch.Tensor
 
 
 def _rounded(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
-    import torch
 
     found = tensor.to(torch_types()[dtype])
-    if not torch.isfinite(found).all():
-        reason = "which it was before" if not torch.isfinite(tensor).all() else "though its values are: use bfloat16"
+    if not _is_finite(found):
+        reason = "which it was before" if not _is_finite(tensor) else "though its values are: use bfloat16"
         raise MergeError(f"{name} is not finite as {found.dtype}, {reason}", code="non_finite_merge")
     return found
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Without the copies that torch.isfinite makes."""
+    import torch
+
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())

@@ -5,10 +5,10 @@ It knows no models: what it gets are log-probabilities [tokens, vocabulary] in f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +23,6 @@ class Reference:
     def __init__(self, file: Path, tokens: int) -> None:
         self._file = file
         self._tokens = tokens
-        self._rows: Tensor | None = None
         self._complete = False
 
     def judge(self, chunks: Chunks) -> Closeness:
@@ -36,13 +35,13 @@ class Reference:
         self._complete = True
 
     def expected(self, found: Tensor, place: int) -> Tensor:
-        if self._rows is None:
-            shape = (self._tokens, found.shape[-1])
-            self._rows = torch.from_file(str(self._file), shared=True, size=math.prod(shape)).view(shape)
-        rows = self._rows[place : place + len(found)]
+        """Read and written, not mapped: what is mapped stays in memory as long as there is room."""
         if not self._complete:
-            rows.copy_(found)
-        return rows
+            with self._file.open("ab" if place else "wb") as file:
+                found.numpy().tofile(file)
+            return found
+        begins = 4 * place * found.shape[1]
+        return torch.from_numpy(np.fromfile(self._file, np.float32, found.numel(), offset=begins)).view(found.shape)
 
 
 def judged(chunks: Chunks, references: Sequence[Reference]) -> list[Closeness]:
@@ -84,5 +83,5 @@ class _Sums:
 
 def kl(reference: Tensor, found: Tensor) -> Tensor:
     """Of rows of log-probabilities, in nats; what the reference never says counts nothing."""
-    difference = torch.where(reference.isneginf(), 0.0, reference - found)
-    return (reference.exp() * difference).sum(dim=-1)
+    difference = (reference - found).masked_fill_(reference.isneginf(), 0.0)
+    return difference.mul_(reference.exp()).sum(dim=-1)

@@ -1,6 +1,7 @@
 """FLOW verify: texts → the adapter path as reference → every variant against it → what each format keeps → a report.
 
-One model is in memory at a time; what the reference says of each token lies on disk meanwhile.
+One model is computed at a time, layer by layer, so that one layer is in memory; whole where it is of no such shape.
+What the reference says of each token lies on disk meanwhile.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from adapters.merge.closeness import Reference, judged
 from adapters.merge.formats import TARGETS
-from adapters.merge.models import log_probabilities
+from adapters.merge.layers import LayerByLayer, NotInLayers
+from adapters.merge.models import Loading, Whole, log_probabilities
 from adapters.merge.probes import Probes, gather
 from adapters.merge.report import (
     BASES,
@@ -63,9 +67,8 @@ def measure(asked: Asked, weights: Weights, told: Told = lambda what, done, of: 
         probes = gather(asked.adapter, tokenizer, asked.tokens, asked.data, asked.general)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         wanted = variants(asked.trained_on, weights.bases, asked.onto, asked.stored)
-        tokens = probes.task_tokens + probes.general_tokens
-        progress = _Progress(told, len(wanted) * tokens + len(weights.bases) * weights.count)
-        compared, costs = _compared(wanted, asked, weights, probes, pad, progress)
+        progress = _Progress(told, len(wanted) * probes.tokens + len(weights.bases) * len(weights.changed))
+        compared, costs, whole = _compared(wanted, asked, weights, probes, pad, progress)
         modules = _modules(asked, weights, progress)
     return FidelityReport(
         adapter=asked.adapter.resolve().name,
@@ -79,26 +82,48 @@ def measure(asked: Asked, weights: Weights, told: Told = lambda what, done, of: 
         formats=tuple(summed(modules)),
         nf4_costs=costs,
         modules=modules,
+        whole=whole,
     )
 
 
 class _Progress:
     def __init__(self, told: Told, of: int) -> None:
-        self._told, self._of, self._done, self._what = told, of, 0, ""
+        self._told, self._of, self._before, self._size, self._what = told, of, 0, 0, ""
 
-    def begin(self, what: str) -> None:
-        self._what = what
-        self.advance(0)
+    def begin(self, what: str, size: int) -> None:
+        """The next part of the whole."""
+        self._before += self._size
+        self._what, self._size = what, size
+        self.heard(0, 1)
 
-    def advance(self, count: int = 1) -> None:
-        self._done += count
-        self._told(self._what, self._done, self._of)
+    def heard(self, done: int, of: int) -> None:
+        """Of this part, in units of its own."""
+        self._told(self._what, self._before + self._size * done // of, self._of)
+
+    def begin_again(self) -> None:
+        self._before = self._size = 0
 
 
 def _compared(
     wanted: list[Variant], asked: Asked, weights: Weights, probes: Probes, pad: int, progress: _Progress
+) -> tuple[tuple[VariantReport, ...], Mapping[str, Cost], str]:
+    """And what NF4 costs the base itself, where NF4 is wanted; and why the models had to be whole in memory."""
+    try:
+        return *_one_by_one(wanted, LayerByLayer(), asked, weights, probes, pad, progress), ""
+    except NotInLayers as reason:
+        progress.begin_again()
+        return *_one_by_one(wanted, Whole(), asked, weights, probes, pad, progress), str(reason)
+
+
+def _one_by_one(
+    wanted: list[Variant],
+    loading: Loading,
+    asked: Asked,
+    weights: Weights,
+    probes: Probes,
+    pad: int,
+    progress: _Progress,
 ) -> tuple[tuple[VariantReport, ...], Mapping[str, Cost]]:
-    """And what NF4 costs the base itself, where NF4 is wanted."""
     found: list[VariantReport] = []
     alone: list[Mapping[str, Closeness]] = []
     with tempfile.TemporaryDirectory(prefix="loraplex-fidelity-") as scratch:
@@ -106,7 +131,7 @@ def _compared(
         for variant in wanted:
             is_cost = variant.part == "base" and asked.stored == "nf4"
             references = [to_adapter, to_base] if is_cost else [to_adapter]
-            own, *others = _one(variant, asked, weights, probes, references, pad, progress)
+            own, *others = _one(variant, loading, asked, weights, probes, references, pad, progress)
             found.append(VariantReport(variant.part, variant.base, variant.stored, variant.computed, **own))
             alone += others
     return tuple(found), _costs(*alone) if len(alone) == len(BASES) else {}
@@ -120,6 +145,7 @@ def _references(directory: Path, probes: Probes) -> Mapping[str, Reference]:
 
 def _one(
     variant: Variant,
+    loading: Loading,
     asked: Asked,
     weights: Weights,
     probes: Probes,
@@ -128,16 +154,17 @@ def _one(
     progress: _Progress,
 ) -> list[Mapping[str, Closeness]]:
     """How near it is to each of the references. The model goes with the call."""
-    progress.begin(variant.name)
+    progress.begin(variant.name, probes.tokens)
     if asked.written is not None and variant.name == asked.judged:
-        model = variant.load_written(asked.written, asked.written_as, weights)
+        model = variant.load_written(loading, asked.written, asked.written_as, weights)
     else:
-        model = variant.load(weights, asked.adapter)
-    task, general = (
-        judged(log_probabilities(model, examples, pad, progress.advance), [each[texts] for each in references])
-        for texts, examples in (("task", probes.task), ("general", probes.general))
-    )
-    return [{"task": own, "general": other} for own, other in zip(task, general, strict=True)]
+        model = variant.load(loading, weights, asked.adapter)
+    chunks = log_probabilities(model, {"task": probes.task, "general": probes.general}, pad, progress.heard)
+    found = {
+        texts: judged(((rows, tokens) for _, rows, tokens in own), [each[texts] for each in references])
+        for texts, own in groupby(chunks, key=itemgetter(0))
+    }
+    return [{texts: each[number] for texts, each in found.items()} for number in range(len(references))]
 
 
 def _costs(original: Mapping[str, Closeness], packed: Mapping[str, Closeness]) -> Mapping[str, Cost]:
@@ -147,8 +174,8 @@ def _costs(original: Mapping[str, Closeness], packed: Mapping[str, Closeness]) -
 def _modules(asked: Asked, weights: Weights, progress: _Progress) -> tuple[ModuleReport, ...]:
     found: list[ModuleReport] = []
     for base in weights.bases:
-        progress.begin(f"what each format keeps, {base}")
-        both = weights.base(base), weights.merged(base)
+        progress.begin(f"what each format keeps, {base}", len(weights.changed))
         targets = TARGETS if base == asked.onto else ("nf4",)
-        found += changes(base, *both, weights.linear, targets, progress.advance)
+        both = weights.base(base), weights.merged(base)
+        found += changes(base, *both, weights.changed, weights.linear, targets, progress.heard)
     return tuple(found)

@@ -1,43 +1,107 @@
 """Named tensors into a model that computes, and the log-probabilities of a model, in chunks.
 
-The weights come one by one and are cast as they come, so that one model is held and no second copy of it.
+Here a model is whole in memory: its weights come one by one and are cast as they come, so that one model is held and no
+second copy of it. layers.py has the other way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from adapters.base import shards_of
 from adapters.errors import MergeError
-from adapters.merge.tensors import read_tensor
+from adapters.merge.named_tensors import NamedTensors
+from adapters.merge.unmerged import with_adapter
 from adapters.processor import multiplies_bf16
-from adapters.safetensors_header import read_header
-from adapters.train.head_loss import CHUNK_BYTES, head_is_plain, without_head
+from adapters.train.head_loss import head_is_plain, without_head
 from adapters.train.labels import IGNORED, Example
 from adapters.train.model import Batch, collate
 
 BATCH = 8
+CHUNK_BYTES = 16 << 20
+"""Of fp32 logits held at once; comparing them takes five times that."""
 NOTHING: Mapping[str, Any] = {}
+
+Heard = Callable[[int, int], None]
+"""How much of a model's work is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Any
+    head_is_plain: bool
+    """Whether logits are what the head makes of the hidden states, no more."""
+    passes: Callable[[Sequence[Callable[[], Any]], Heard], Iterator[Any]]
+    """Calls of the model, into their results in order."""
+
+
+class Loading(Protocol):
+    """A way to have a model."""
+
+    def of(
+        self,
+        directory: Path,
+        tensors: NamedTensors,
+        dtype: torch.dtype,
+        config_changes: Mapping[str, Any] = NOTHING,
+        adapter: Path | None = None,
+    ) -> Loaded:
+        """The architecture of `directory` with these weights, unquantised whatever lies there; `adapter` on top."""
+
+    def written(self, directory: Path, dtype: torch.dtype) -> Loaded:
+        """From the files of a merge themselves."""
+
+
+class Whole:
+    """All of its weights at once."""
+
+    def of(
+        self,
+        directory: Path,
+        tensors: NamedTensors,
+        dtype: torch.dtype,
+        config_changes: Mapping[str, Any] = NOTHING,
+        adapter: Path | None = None,
+    ) -> Loaded:
+        model = dense_model(directory, tensors, dtype, config_changes)
+        return _loaded(model if adapter is None else with_adapter(model, adapter, directory))
+
+    def written(self, directory: Path, dtype: torch.dtype) -> Loaded:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        model.config.use_cache = False
+        return _loaded(model)
+
+
+def _loaded(model: Any) -> Loaded:
+    return Loaded(model, head_is_plain(causal_of(model)), _one_by_one)
+
+
+def _one_by_one(calls: Sequence[Callable[[], Any]], heard: Heard) -> Iterator[Any]:
+    for number, call in enumerate(calls, start=1):
+        yield call()
+        heard(number, len(calls))
+
+
+def causal_of(model: Any) -> Any:
+    """Without what PEFT puts around it."""
+    return getattr(model, "get_base_model", lambda: model)()
 
 
 def dense_model(
-    base: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, config_changes: Mapping[str, Any] = NOTHING
+    base: Path, tensors: NamedTensors, dtype: torch.dtype, config_changes: Mapping[str, Any] = NOTHING
 ) -> Any:
     """The base's architecture with these weights, unquantised whatever the base is."""
-    config = AutoConfig.from_pretrained(base, local_files_only=True)
-    for key, value in config_changes.items():
-        setattr(config, key, value)
-    if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
+    config = dense_config(base, config_changes)
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors}
+    weights = {name: cast(tensor, dtype) for name, tensor in tensors.items()}
     model, found = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True)
     wrong = {what: sorted(names)[:3] for what, names in found.items() if names}
     if wrong:
@@ -46,17 +110,17 @@ def dense_model(
     return model.eval()
 
 
-def written_model(directory: Path, dtype: torch.dtype) -> Any:
-    """From the files of a merge themselves."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
-    model.config.use_cache = False
-    return model.eval()
+def dense_config(base: Path, config_changes: Mapping[str, Any] = NOTHING) -> Any:
+    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    for key, value in config_changes.items():
+        setattr(config, key, value)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    return config
 
 
-def tensors_of(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    for shard in shards_of(directory):
-        for name, span in read_header(shard).items():
-            yield name, read_tensor(shard, span)
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def compute_type(stored: str) -> torch.dtype:
@@ -65,25 +129,32 @@ def compute_type(stored: str) -> torch.dtype:
 
 
 def log_probabilities(
-    model: Any, examples: Sequence[Example], pad: int, told: Callable[[int], None] = lambda count: None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For chunks of the trained tokens, in order: log-probabilities [tokens, vocabulary] in fp32, and the tokens."""
-    causal = getattr(model, "get_base_model", lambda: model)()
-    for parameter in model.parameters():
+    loaded: Loaded,
+    texts: Mapping[str, Sequence[Example]],
+    pad: int,
+    heard: Heard = lambda done, of: None,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """For chunks of the trained tokens, in order: whose text, log-probabilities [tokens, words] in fp32, tokens."""
+    causal = causal_of(loaded.model)
+    for parameter in loaded.model.parameters():
         parameter.requires_grad_(False)
-    head = causal.get_output_embeddings() if head_is_plain(causal) else None
+    batches = [(name, batch) for name, examples in texts.items() for batch in _batches(examples, pad)]
     rows = max(1, CHUNK_BYTES // (4 * causal.config.get_text_config().vocab_size))
-    for start in range(0, len(examples), BATCH):
-        batch = collate(examples[start : start + BATCH], pad)
-        with without_head(causal) if head else nullcontext():
-            found, targets = _kept(model(**batch.inputs).logits, batch)
-        for part, wanted in zip(found.split(rows), targets.split(rows), strict=True):
-            logits = head(part) if head else part
-            yield torch.log_softmax(logits.float(), dim=-1), wanted
-            told(len(wanted))
+    calls = [partial(_kept, loaded.model, batch) for _, batch in batches]
+    with without_head(causal) if loaded.head_is_plain else nullcontext() as head:
+        for (name, _), (found, targets) in zip(batches, loaded.passes(calls, heard), strict=True):
+            for part, wanted in zip(found.split(rows), targets.split(rows), strict=True):
+                logits = head(part) if head else part
+                yield name, torch.log_softmax(logits.float(), dim=-1), wanted
 
 
-def _kept(found: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _batches(examples: Sequence[Example], pad: int) -> Iterator[Batch]:
+    return (collate(examples[start : start + BATCH], pad) for start in range(0, len(examples), BATCH))
+
+
+def _kept(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of the places whose next token was trained: logits, or the hidden states that the head would get."""
+    found = model(**batch.inputs).logits
     targets = batch.labels[:, 1:]
     kept = targets != IGNORED
     return found[:, :-1][kept], targets[kept]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapters.base import WEIGHT
 from adapters.errors import MergeError
-from adapters.merge.apply import merged_tensors
+from adapters.merge.apply import merged_tensor
 from adapters.merge.bases import choose_base
-from adapters.merge.plan import MergePlan, plan_merge
+from adapters.merge.named_tensors import Computed, NamedTensors
+from adapters.merge.plan import Dtype, MergePlan, PlannedTensor, plan_merge
 from adapters.merge.report import BASES
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class PlannedWeights:
@@ -23,16 +21,20 @@ class PlannedWeights:
         self.path = plan.base.path
         self.bases = tuple(self._plans)
         self.linear = frozenset(module + WEIGHT for module in plan.base.modules)
-        self.count = len(plan.planned)
+        self.changed = tuple(each.name for each in plan.changed)
         self.config_changes: Mapping[str, Any] = plan.changes_config
 
-    def base(self, which: str) -> Iterator[tuple[str, Tensor]]:
+    def base(self, which: str, dtype: Dtype = "float32") -> NamedTensors:
         plan = self._plans[which]
-        untouched = tuple(replace(each, operation=None) for each in plan.planned)
-        return merged_tensors(replace(plan, planned=untouched), dtype="float32")
+        return _tensors(plan, {each.name: replace(each, operation=None) for each in plan.planned}, dtype)
 
-    def merged(self, which: str) -> Iterator[tuple[str, Tensor]]:
-        return merged_tensors(self._plans[which], dtype="float32")
+    def merged(self, which: str, dtype: Dtype = "float32") -> NamedTensors:
+        plan = self._plans[which]
+        return _tensors(plan, {each.name: each for each in plan.planned}, dtype)
+
+
+def _tensors(plan: MergePlan, planned: Mapping[str, PlannedTensor], dtype: Dtype) -> NamedTensors:
+    return Computed(planned, lambda name: merged_tensor(plan, planned[name], dtype))
 
 
 def trained_on(plan: MergePlan) -> str:

@@ -31,6 +31,11 @@ class Probes:
     """Of the task's texts, for people."""
 
     @property
+    def tokens(self) -> int:
+        """That are predicted."""
+        return self.task_tokens + self.general_tokens
+
+    @property
     def task_tokens(self) -> int:
         return _measured(self.task)
 

@@ -141,6 +141,8 @@ class FidelityReport:
     """Of `task` and `general`; empty where NF4 is not wanted, or the base has no 16-bit values."""
     modules: tuple[ModuleReport, ...] = ()
     """What `formats` sums up; the largest part of the report by far, and left out where there is little room."""
+    whole: str = ""
+    """Why whole models were in memory; empty: one layer was."""
 
     @property
     def reference(self) -> VariantReport:

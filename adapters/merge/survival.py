@@ -7,30 +7,30 @@ A change that is smaller than the steps of a format does not cross them: of a ch
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from torch import Tensor
 
 from adapters.merge.formats import FORMATS, TARGETS, can_hold
+from adapters.merge.named_tensors import NamedTensors
 from adapters.merge.report import FormatReport, ModuleReport, Survival
-
-Named = Iterable[tuple[str, Tensor]]
 
 
 def changes(
     which: str,
-    base: Named,
-    merged: Named,
+    base: NamedTensors,
+    merged: NamedTensors,
+    names: Sequence[str],
     linear: Collection[str],
     targets: Sequence[str] = TARGETS,
-    told: Callable[[], None] = lambda: None,
+    heard: Callable[[int, int], None] = lambda done, of: None,
 ) -> Iterator[ModuleReport]:
-    """Both in the same order, before rounding. `linear`: names of the weights that NF4 packs."""
-    for (name, before), (same, after) in zip(base, merged, strict=True):
-        assert name == same, (name, same)
+    """Of the tensors `names`, before rounding. `linear`: names of the weights that NF4 packs."""
+    for number, name in enumerate(names, start=1):
+        before, after = base[name], merged[name]
         fitting = [stored for stored in targets if can_hold(stored, after, linear=name in linear)]
         report = change_of(name, which, before.float(), after.float(), fitting)
-        told()
+        heard(number, len(names))
         if report is not None:
             yield report
 

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapters.base import BaseModel
+from adapters.base import WEIGHT, BaseModel
 from adapters.convert import convert
 from adapters.convert.kinds import LARGEST_RANK
+from adapters.convert.source import PREFIX
 from adapters.json_document import read_document
 from adapters.merge.files import prefix_of
 from adapters.peft_config import modified_base
+from adapters.safetensors_header import read_header
 from adapters.upload import CONFIG, INITIAL, WEIGHTS
 
 
@@ -24,6 +26,13 @@ def with_adapter(model: Any, adapter: Path, base: Path) -> Any:
 
     with _for_peft(adapter, base) as directory:
         return PeftModel.from_pretrained(model, str(directory)).eval()
+
+
+def brought_along(adapter: Path) -> set[str]:
+    """Tensors of the base that lie in its file, as adapted embeddings do; PEFT lays them over the base's."""
+    end = f".base_layer{WEIGHT}"
+    names = read_header(adapter / f"{prefix_of(adapter)}{WEIGHTS}")
+    return {name.removeprefix(PREFIX).removesuffix(end) + WEIGHT for name in names if name.endswith(end)}
 
 
 @contextmanager

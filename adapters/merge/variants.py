@@ -6,21 +6,23 @@ merge is computed: whoever does gives the tensors.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from adapters.merge.formats import BESIDE, FORMATS, can_hold
-from adapters.merge.models import compute_type, dense_model, tensors_of, written_model
+from adapters.merge.models import Loaded, Loading, compute_type
+from adapters.merge.named_tensors import Computed, NamedTensors, in_files
+from adapters.merge.plan import DTYPES, Dtype
 from adapters.merge.report import BASES, Part, name_of
-from adapters.merge.unmerged import with_adapter
 
 
 class Weights(Protocol):
-    """Every tensor of the model, in the same order whatever is asked for, one at a time, in fp32."""
+    """Every tensor of the model, computed in fp32 when it is asked for and rounded once, to the type that is named."""
 
     path: Path
     """Directory of the base, for its configuration and tokenizer."""
@@ -28,14 +30,14 @@ class Weights(Protocol):
     """Of BASES, those that are there: a base that is published in NF4 has no original."""
     linear: frozenset[str]
     """Names of the weights that NF4 packs."""
-    count: int
-    """How many tensors there are."""
+    changed: tuple[str, ...]
+    """Names of those that the merge changes."""
     config_changes: Mapping[str, Any]
     """What must be different in config.json for them."""
 
-    def base(self, which: str) -> Iterator[tuple[str, Tensor]]: ...
+    def base(self, which: str, dtype: Dtype = "float32") -> NamedTensors: ...
 
-    def merged(self, which: str) -> Iterator[tuple[str, Tensor]]: ...
+    def merged(self, which: str, dtype: Dtype = "float32") -> NamedTensors: ...
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,21 @@ class Variant:
     def computed(self) -> str:
         return str(compute_type(self.stored)).removeprefix("torch.")
 
-    def load(self, weights: Weights, adapter: Path) -> Any:
-        given = weights.merged(self.base) if self.part == "merged" else weights.base(self.base)
-        model = self._made_of(given, weights)
-        return with_adapter(model, adapter, weights.path) if self.part == "adapter" else model
+    def load(self, loading: Loading, weights: Weights, adapter: Path) -> Loaded:
+        given = weights.merged if self.part == "merged" else weights.base
+        tensors = _stored(partial(given, self.base), self.stored, weights.linear)
+        return self._made_of(tensors, loading, weights, adapter if self.part == "adapter" else None)
 
-    def load_written(self, directory: Path, dtype: str, weights: Weights) -> Any:
+    def load_written(self, loading: Loading, directory: Path, dtype: str, weights: Weights) -> Loaded:
         """From the files of a merge themselves, of this type: as they lie, or as they become in the format wanted."""
         if dtype == self.stored:
-            return written_model(directory, compute_type(self.stored))
-        return self._made_of(tensors_of(directory), weights)
+            return loading.written(directory, compute_type(self.stored))
+        return self._made_of(_rounded(in_files(directory), self.stored, weights.linear), loading, weights)
 
-    def _made_of(self, tensors: Iterator[tuple[str, Tensor]], weights: Weights) -> Any:
-        rounded = _rounded(tensors, self.stored, weights.linear)
-        return dense_model(weights.path, rounded, compute_type(self.stored), weights.config_changes)
+    def _made_of(
+        self, tensors: NamedTensors, loading: Loading, weights: Weights, adapter: Path | None = None
+    ) -> Loaded:
+        return loading.of(weights.path, tensors, compute_type(self.stored), weights.config_changes, adapter)
 
 
 def variants(trained_on: str, bases: Collection[str], onto: str, stored: str) -> list[Variant]:
@@ -84,10 +87,16 @@ def variants(trained_on: str, bases: Collection[str], onto: str, stored: str) ->
     return list(dict.fromkeys(found))
 
 
-def _rounded(
-    tensors: Iterator[tuple[str, Tensor]], stored: str, linear: Collection[str]
-) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors:
+def _stored(given: Callable[[Dtype], NamedTensors], stored: str, linear: Collection[str]) -> NamedTensors:
+    if stored in DTYPES:
+        return given(stored)
+    return _rounded(given("float32"), stored, linear)
+
+
+def _rounded(tensors: NamedTensors, stored: str, linear: Collection[str]) -> NamedTensors:
+    def rounded(name: str) -> Tensor:
+        tensor = tensors[name]
         fits = can_hold(stored, tensor, linear=name in linear)
-        rounded = FORMATS[stored if fits else BESIDE[stored]]
-        yield name, rounded(tensor) if tensor.is_floating_point() else tensor
+        return FORMATS[stored if fits else BESIDE[stored]](tensor) if tensor.is_floating_point() else tensor
+
+    return Computed(tensors, rounded)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.box import MARKDOWN
@@ -26,7 +25,8 @@ from torch import Tensor
 from adapters.base import BaseModel
 from adapters.merge.bases import nf4_values
 from adapters.merge.closeness import Reference
-from adapters.merge.models import dense_model, log_probabilities
+from adapters.merge.models import Loaded, Whole, log_probabilities
+from adapters.merge.named_tensors import Computed, NamedTensors
 from adapters.merge.plan import plan_merge
 from adapters.merge.planned_weights import PlannedWeights
 from adapters.merge.probes import Probes, gather
@@ -46,7 +46,7 @@ Values = Callable[[str, Tensor], Tensor]
 @dataclass(frozen=True)
 class Row:
     name: str
-    load: Callable[[], Any]
+    load: Callable[[], Loaded]
 
 
 def rows(weights: Weights, adapter: Path) -> list[Row]:
@@ -64,22 +64,21 @@ def rows(weights: Weights, adapter: Path) -> list[Row]:
         ("merged, original", Variant("merged", "original", "float32")),
     )
     return [
-        *(Row(name, partial(variant.load, weights, adapter)) for name, variant in variants),
+        *(Row(name, partial(variant.load, Whole(), weights, adapter)) for name, variant in variants),
         Row("merged, scales of NF4 not quantised", partial(merged_into, weights, single_scales)),
         Row("merged, every matrix through NF4", partial(merged_into, weights, every_matrix)),
-        Row("NF4 base alone", partial(Variant("base", "dequantized", "float32").load, weights, adapter)),
+        Row("NF4 base alone", partial(Variant("base", "dequantized", "float32").load, Whole(), weights, adapter)),
     ]
 
 
-def merged_into(weights: Weights, values: Values) -> Any:
-    return dense_model(weights.path, tensors_of(weights, values), torch.float32)
+def merged_into(weights: Weights, values: Values) -> Loaded:
+    return Whole().of(weights.path, tensors_of(weights, values), torch.float32)
 
 
-def tensors_of(weights: Weights, values: Values) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(weights: Weights, values: Values) -> NamedTensors:
     """The change is what the right merge adds to the values that are right."""
-    three = (weights.base("original"), weights.base("dequantized"), weights.merged("dequantized"))
-    for (name, original), (_, before), (_, after) in zip(*three, strict=True):
-        yield name, values(name, original) + (after - before)
+    original, before, after = weights.base("original"), weights.base("dequantized"), weights.merged("dequantized")
+    return Computed(original, lambda name: values(name, original[name]) + (after[name] - before[name]))
 
 
 def nf4_once(tensor: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ def measure(found: Sequence[Row], probes: Probes, pad: int) -> Iterator[tuple[st
         for row in found:
             model = row.load()
             task, general = (
-                reference.judge(log_probabilities(model, examples, pad))
+                reference.judge((said, tokens) for _, said, tokens in log_probabilities(model, {"": examples}, pad))
                 for reference, (examples, _) in zip(references, sets, strict=True)
             )
             del model  # before the next one is there

@@ -34,12 +34,13 @@ class Spoken:
 
 def spoken(base: Path, adapter: Path, plan: MergePlan) -> Spoken:
     from adapters.merge.export.reader import TransformersReader, load_tokenizer
+    from adapters.merge.models import Whole
     from adapters.merge.planned_weights import PlannedWeights
     from adapters.merge.variants import Variant
 
     tokenizer = load_tokenizer(base)
-    model = Variant("adapter", "dequantized", "float32").load(PlannedWeights(plan), adapter)
-    reader = TransformersReader(model, tokenizer)
+    loaded = Variant("adapter", "dequantized", "float32").load(Whole(), PlannedWeights(plan), adapter)
+    reader = TransformersReader(loaded.model, tokenizer)
     prompts = [
         [int(token) for token in tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)]
         for chat in ([{"role": "user", "content": prompt}] for prompt in PROMPTS)

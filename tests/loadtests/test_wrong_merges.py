@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from loadtests.rivals.wrong_merges import nf4_once, tensors_of
 
@@ -15,12 +13,9 @@ ORIGINAL, PACKED, CHANGE = torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.5]), t
 
 
 def test_the_change_is_added_to_the_wrong_values() -> None:
-    def named(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        yield "w", tensor
-
     bases = {"original": ORIGINAL, "dequantized": PACKED}
-    weights: Any = SimpleNamespace(base=lambda which: named(bases[which]), merged=lambda which: named(PACKED + CHANGE))
-    ((_, found),) = tensors_of(weights, lambda name, tensor: 10 * tensor)
+    weights: Any = SimpleNamespace(base=lambda which: {"w": bases[which]}, merged=lambda which: {"w": PACKED + CHANGE})
+    found = tensors_of(weights, lambda name, tensor: 10 * tensor)["w"]
     assert found.tolist() == [10.25, 19.75]
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from adapters.errors import MergeError
-from adapters.merge.models import compute_type, dense_model, log_probabilities
-from adapters.merge.unmerged import with_adapter
+from adapters.merge.models import Whole, compute_type, dense_model, log_probabilities
 from adapters.train.labels import IGNORED, Example
 from tests.adapters.merge.peft_weights import PeftWeights
 
@@ -36,7 +35,8 @@ def test_named_tensors_become_the_model_that_they_were_read_from(sure_base: Path
 
 
 def test_a_tensor_that_is_missing_is_refused(sure_base: Path, weights: PeftWeights) -> None:
-    some = ((name, tensor) for name, tensor in weights.base("original") if "layers.1.mlp.up_proj" not in name)
+    whole = weights.base("original")
+    some = {name: whole[name] for name in whole if "layers.1.mlp.up_proj" not in name}
     with pytest.raises(MergeError, match=r"sure is not the model .*layers\.1\.mlp\.up_proj"):
         dense_model(sure_base, some, torch.float32)
 
@@ -45,13 +45,17 @@ def test_log_probabilities_are_those_of_the_trained_tokens_in_order(
     sure_base: Path, weights: PeftWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adapters.merge.models.CHUNK_BYTES", 2 * 4 * 49_152)  # two tokens at a time
-    model = dense_model(sure_base, weights.base("original"), torch.float32)
-    counted: list[int] = []
-    chunks = list(log_probabilities(model, ROWS, 2, counted.append))
-    assert [len(tokens) for _, tokens in chunks] == counted == [2, 1]
-    assert torch.cat([tokens for _, tokens in chunks]).tolist() == [7, 8, 10]
-    found = torch.cat([rows for rows, _ in chunks])
-    assert torch.allclose(found, _expected(model), atol=1e-5)
+    loaded = Whole().of(sure_base, weights.base("original"), torch.float32)
+    heard: list[tuple[int, int]] = []
+    chunks = list(log_probabilities(loaded, {"task": ROWS, "general": ROWS[:1]}, 2, lambda *done: heard.append(done)))
+    assert [(name, tokens.tolist()) for name, _, tokens in chunks] == [
+        ("task", [7, 8]),
+        ("task", [10]),
+        ("general", [7, 8]),
+    ]
+    assert heard == [(1, 2), (2, 2)]
+    found = torch.cat([rows for name, rows, _ in chunks if name == "task"])
+    assert torch.allclose(found, _expected(loaded.model), atol=1e-5)
 
 
 def _expected(model: Any) -> torch.Tensor:
@@ -69,12 +73,10 @@ def test_a_model_goes_when_nobody_holds_it_any_more(sure_base: Path, sure_adapte
     """Not at the next collection of garbage: two models would be held for a while."""
     gc.disable()
     try:
-        dense = dense_model(sure_base, weights.base("original"), torch.float32)
-        model = with_adapter(dense, sure_adapter, sure_base)
-        del dense
-        list(log_probabilities(model, ROWS, 2))
-        left = weakref.ref(next(model.parameters()))
-        del model
+        loaded = Whole().of(sure_base, weights.base("original"), torch.float32, adapter=sure_adapter)
+        list(log_probabilities(loaded, {"task": ROWS}, 2))
+        left = weakref.ref(next(loaded.model.parameters()))
+        del loaded
         assert left() is None
     finally:
         gc.enable()

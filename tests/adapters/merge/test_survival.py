@@ -90,8 +90,8 @@ def test_nf4_keeps_them_on_average_where_the_base_does_not() -> None:
 def test_only_what_changes_is_told_of_and_each_in_the_formats_that_hold_it() -> None:
     base = {"a": torch.ones(4, 64), "norm": torch.ones(64), "odd": torch.ones(4, 48), "same": torch.ones(4, 64)}
     merged = {name: tensor + STEP * (name != "same") for name, tensor in base.items()}
-    told: list[None] = []
-    found = list(changes("original", base.items(), merged.items(), {"a"}, told=lambda: told.append(None)))
+    heard: list[tuple[int, int]] = []
+    found = list(changes("original", base, merged, list(base), {"a"}, heard=lambda *done: heard.append(done)))
     assert [(each.tensor, set(each.formats)) for each in found] == [
         ("a", set(TARGETS)),
         ("norm", {"bfloat16", "float16"}),
@@ -99,7 +99,7 @@ def test_only_what_changes_is_told_of_and_each_in_the_formats_that_hold_it() -> 
     ]
     assert found[0].size == pytest.approx(STEP * 16)
     assert found[0].change == pytest.approx(STEP)
-    assert len(told) == 4
+    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_what_nothing_changes_is_nothing() -> None:
