@@ -17,6 +17,7 @@ from typing import Any
 
 from adapters.errors import Conflict, NotFound
 from adapters.export_store import Export, ExportFile, ExportStore, id_of
+from adapters.file_store import FileStore
 from adapters.job_records import CANCELLED, FAILED, QUEUED, SUCCEEDED
 from adapters.jobs import Job, Jobs
 from adapters.merge.orders import ExportOrder
@@ -24,6 +25,7 @@ from adapters.merge.report import FidelityReport
 from adapters.merge.sizes import export_bytes, parameters, work_bytes
 from adapters.merge.verify import Wishes, require
 from adapters.registry import Registry
+from server.data_files import data_path, link_data, require_data
 from server.errors import InsufficientStorage, Overloaded
 from server.jobs import Run
 from server.merge_fields import ExportFields
@@ -34,6 +36,7 @@ from server.settings import Settings
 KIND = "export"
 MAX_QUEUED = 1000
 READY = "ready"
+VALIDATION = "validation_file"
 ENDED_BADLY = (FAILED, CANCELLED)
 """Those that are made anew when they are asked for again."""
 RESERVE_BYTES = 1 << 28
@@ -42,8 +45,15 @@ RESERVE_BYTES = 1 << 28
 
 class Exports:
     def __init__(
-        self, jobs: Jobs, registry: Registry, store: ExportStore, merging: Merging, settings: Settings
+        self,
+        jobs: Jobs,
+        registry: Registry,
+        store: ExportStore,
+        files: FileStore,
+        merging: Merging,
+        settings: Settings,
     ) -> None:
+        self._files = files
         self._jobs = jobs
         self._registry = registry
         self._store = store
@@ -56,6 +66,9 @@ class Exports:
         version = mergeable(self._registry, self._merging.base.name, fields.adapter)
         base = self._merging.base
         options = {"base": fields.base, "outtype": fields.stored}
+        if fields.validation_file is not None:
+            require_data(self._files, VALIDATION, fields.validation_file)
+            options[VALIDATION] = fields.validation_file
         export_id = id_of(version.digest, base.fingerprint, fields.format, options)
         with self._store.alone:
             self.sweep()
@@ -111,10 +124,20 @@ class Exports:
             format=fields.format,
             outtype=fields.stored,
             values=fields.base,
-            proof=fields.proof(self._settings.merge_probe_tokens),
+            proof=fields.proof(self._settings.merge_probe_tokens, await asyncio.to_thread(self._data, run.job, fields)),
         )
         done = await self._merging.carry_out(run, order)
         return await asyncio.to_thread(self._take_in, run, export, done)
+
+    def _data(self, job: Job, fields: ExportFields) -> tuple[str, ...]:
+        """What it is measured on, in the job's directory: a later attempt finds it there, also where it was deleted."""
+        if fields.validation_file is None:
+            return ()
+        there = self._merging.beside(job, VALIDATION)
+        if not [path for path in there.glob("*") if path.suffix != ".part"]:
+            file = require_data(self._files, VALIDATION, fields.validation_file)
+            link_data(self._files, VALIDATION, file, there.parent / data_path(VALIDATION, file))
+        return tuple(str(path) for path in there.iterdir() if path.suffix != ".part")
 
     def _take_in(self, run: Run, export: Export, done: Mapping[str, Any]) -> Mapping[str, Any]:
         files = tuple(ExportFile(**each) for each in done["files"])

@@ -5,24 +5,20 @@ were at its first attempt, whatever becomes of the files meanwhile. It knows no 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from adapters.base import BaseModel
-from adapters.errors import ConfigError, NotFound
+from adapters.errors import ConfigError
 from adapters.file_store import DataFile, FileStore
 from adapters.peft_config import read_config
 from adapters.upload import CONFIG
-from server.errors import BadRequest
+from server.data_files import data_path, link_data, require_data
 from server.fine_tuning_fields import OWN_KEYS, JobFields, Resolved, configuration, resolve
 from server.settings import Settings
 
-PURPOSE = "fine-tune"
 ADAPTER = "adapter"
 """Where the process leaves what it has made."""
 OF_THE_PARENT = set(OWN_KEYS["peft"][1]) - {"lora_dropout"}
@@ -38,9 +34,9 @@ class Layout:
 
     def require_files(self, fields: JobFields) -> dict[str, DataFile]:
         """By the name of the field. Raises BadRequest."""
-        files = {"training_file": self._require("training_file", fields.training_file)}
+        files = {"training_file": require_data(self._files, "training_file", fields.training_file)}
         if fields.validation_file is not None:
-            files["validation_file"] = self._require("validation_file", fields.validation_file)
+            files["validation_file"] = require_data(self._files, "validation_file", fields.validation_file)
         return files
 
     def lay_out(
@@ -49,8 +45,8 @@ class Layout:
         """Everything that the process reads. `adapter`: the one that is trained further. Gives what `auto` became."""
         directory.mkdir(parents=True, exist_ok=True)
         for param, file in files.items():
-            self._link(param, file, directory / _data_path(param, file))
-        rows = _rows(directory / _data_path("training_file", files["training_file"]))
+            link_data(self._files, param, file, directory / data_path(param, file))
+        rows = _rows(directory / data_path("training_file", files["training_file"]))
         resolved = resolve(fields.wanted, rows)
         sections = self.sections(name, fields, files, resolved)
         if adapter is not None:
@@ -62,7 +58,7 @@ class Layout:
     def sections(
         self, name: str, fields: JobFields, files: Mapping[str, DataFile], resolved: Resolved
     ) -> dict[str, Any]:
-        paths = {param: str(_data_path(param, file)) for param, file in files.items()}
+        paths = {param: str(data_path(param, file)) for param, file in files.items()}
         data: dict[str, Any] = {"train": [paths["training_file"]]}
         if "validation_file" in paths:
             data["eval"] = paths["validation_file"]
@@ -74,38 +70,6 @@ class Layout:
             "output": {"output_dir": ADAPTER, "name": name, "max_lora_rank": self._settings.max_lora_rank},
         }
         return configuration(fields.wanted, resolved, fixed)
-
-    def _require(self, param: str, file_id: str) -> DataFile:
-        try:
-            file = self._files.file(file_id)
-        except NotFound as error:
-            raise BadRequest(error.message, param=param, code="file_not_found") from None
-        if file.purpose != PURPOSE:
-            raise BadRequest(
-                f"{param} {file_id} has the purpose {file.purpose!r}; upload it with the purpose {PURPOSE!r}",
-                param=param,
-                code="wrong_purpose",
-            )
-        return file
-
-    def _link(self, param: str, file: DataFile, destination: Path) -> None:
-        """Another name for the same bytes: who deletes the file then does not take it from the job."""
-        if destination.exists():
-            return
-        destination.parent.mkdir(exist_ok=True)
-        self._require(param, file.id)
-        try:
-            os.link(self._files.path(file.id), destination)
-        except OSError:  # a file system without links
-            part = destination.with_name(destination.name + ".part")
-            shutil.copyfile(self._files.path(file.id), part)
-            part.rename(destination)  # a kill in between must not leave half of it to the next attempt
-
-
-def _data_path(param: str, file: DataFile) -> Path:
-    """In the job's directory, named so that a message about a row says whose it is."""
-    name = re.sub(r"[^\w.-]", "_", Path(file.filename).name, flags=re.ASCII).lstrip(".")[-100:] or "data.jsonl"
-    return Path(param) / name
 
 
 def _form_of(adapter: Path, max_rank: int) -> dict[str, Any]:

@@ -24,15 +24,18 @@ class _Frozen(BaseModel):
 
 
 class Budget(_Frozen):
-    """How far a merge may be from its adapter, in nats per token; by default what adapters/merge/report.py says."""
+    """How far a merge may be from its adapter, in nats per token, by default as adapters/merge/report.py says; and on
+    what it is measured."""
 
     max_kl: float | None = Field(default=None, gt=0)
     max_loss_increase: float | None = Field(default=None, gt=0)
     accept_loss: bool = False
     """Take it however far it is."""
+    validation_file: str | None = Field(default=None, max_length=100)
+    """The id of a file of rows of the task, on which it is measured; without one, on chats of this package."""
 
-    def proof(self, tokens: int) -> Proof:
-        return Proof(self.max_kl, self.max_loss_increase, self.accept_loss, tokens)
+    def proof(self, tokens: int, data: tuple[str, ...] = ()) -> Proof:
+        return Proof(self.max_kl, self.max_loss_increase, self.accept_loss, tokens, data)
 
 
 class Part(_Frozen):

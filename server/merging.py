@@ -47,6 +47,10 @@ class Merging:
         """Where the process puts what it makes."""
         return self._directory(job) / OUT
 
+    def beside(self, job: Job, name: str) -> Path:
+        """A place for something else that the job needs for as long as it lasts."""
+        return self._directory(job) / name
+
     async def adapter(self, job: Job, ref: str, digest: str) -> Path:
         """The files of a version under its name, by other names for the same bytes: nobody takes them from the job."""
         destination = self._directory(job) / "adapters" / ref

@@ -101,7 +101,8 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
     if settings.fine_tuning:
         kinds[FINE_TUNE] = Kind(fine_tuning.work, at_once=1)
     merging = Merging(queue, fetches, base, settings)
-    exports = Exports(queue, registry, ExportStore(settings.data_dir.absolute() / "exports"), merging, settings)
+    kept = ExportStore(settings.data_dir.absolute() / "exports")
+    exports = Exports(queue, registry, kept, files, merging, settings)
     merges = Merges(queue, registry, ingest, admission, merging, exports, settings)
 
     def job_ended(job: Job) -> None:

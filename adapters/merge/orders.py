@@ -41,6 +41,8 @@ class Proof:
     max_loss_increase: float | None = None
     accept_loss: bool = False
     tokens: int = 2048
+    data: tuple[str, ...] = ()
+    """Paths of files of the task; without them, what the adapter held out, or chats of our own."""
 
     @property
     def budget(self) -> Budget:
@@ -102,7 +104,8 @@ def read_order(directory: Path) -> Order:
     kind = KINDS[values.pop("kind")]
     values["base"] = BasePlace(**values["base"])
     if "proof" in values:
-        values["proof"] = Proof(**values["proof"])
+        proof = values["proof"]
+        values["proof"] = Proof(**{**proof, "data": tuple(proof["data"])})
     if "adapters" in values:
         values["adapters"] = tuple(values["adapters"])
     return kind(**values)

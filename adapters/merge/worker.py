@@ -69,7 +69,13 @@ def merged(
 ) -> Mapping[str, Any]:
     """The merge's record, with the whole report as `report` and what stands of it in lists as `fidelity`. `stored`: the
     format that it becomes later, and is judged in."""
-    wishes = Wishes(tokens=proof.tokens, budget=proof.budget, accept_loss=proof.accept_loss, stored=stored)
+    wishes = Wishes(
+        data=tuple(map(Path, proof.data)),
+        tokens=proof.tokens,
+        budget=proof.budget,
+        accept_loss=proof.accept_loss,
+        stored=stored,
+    )
     check = check_of(plan, wishes, _measuring(tell))
     record = write_merged(plan, destination, progress(tell, "merging", plan.size_bytes), check)
     report = read_report(destination)

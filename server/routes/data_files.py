@@ -12,8 +12,8 @@ from adapters.file_store import DataFile
 from adapters.upload import UploadLimits
 from server import uploads
 from server.auth import Publisher, require
+from server.data_files import PURPOSE
 from server.errors import BadRequest
-from server.fine_tuning_layout import PURPOSE
 from server.routes.answers import page
 from server.routes.queries import Word
 from server.services import Wired

@@ -23,11 +23,13 @@ def variant(part: Any, plan: MergePlan, stored: str, kl: float) -> VariantReport
     return VariantReport(part, plan.choice.values, stored, "float32", found, found)
 
 
-def report_of(plan: MergePlan, stored: str, kl: float) -> FidelityReport:
+def report_of(plan: MergePlan, wishes: verify.Wishes, kl: float) -> FidelityReport:
+    stored = wishes.stored or plan.dtype
+    probes = ", ".join(path.read_text() for path in wishes.data) or "a test"
     variants = (variant("adapter", plan, "float32", 0.0), variant("merged", plan, stored, kl))
     judged = name_of("merged", plan.choice.values, stored)
     names = (plan.adapter.name, plan.base.name, plan.choice.values, judged)
-    return FidelityReport(*names, "a test", 1, 1, variants, ())
+    return FidelityReport(*names, probes, 1, 1, variants, ())
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
         return wait
 
     worker.progress = held
-    verify.measured = lambda plan, wishes, *_: report_of(plan, wishes.stored or plan.dtype, kl)
+    verify.measured = lambda plan, wishes, *_: report_of(plan, wishes, kl)
     return worker.main(argv)
 
 

@@ -216,6 +216,26 @@ def test_what_loses_too_much_is_refused_unless_the_loss_is_accepted(
     assert ask(client, max_kl=0.6).json()["id"] == taken["id"]
 
 
+def test_it_is_measured_on_the_rows_that_are_given(
+    client: TestClient, built: World, control: Callable[..., None]
+) -> None:
+    upload(client, "sea")
+    sent: dict[str, Any] = {"files": {"file": ("rows.jsonl", b"my rows")}, "data": {"purpose": "fine-tune"}}
+    file = client.post("/v1/files", **sent).json()["id"]
+    control("hold")
+    export = until(client, ask(client, validation_file=file).json()["id"], begun)
+    client.delete(f"/v1/files/{file}")
+    os.kill(attempts(built)[-1], signal.SIGKILL)
+    until(client, export["id"], lambda export: export["job"]["attempts"] == 2)
+    (built.settings.data_dir / "control/hold").unlink()
+    ready = until(client, export["id"], ended)
+    assert (ready["state"], ready["options"]["validation_file"]) == ("ready", file)
+    assert ready["report"]["fidelity"]["probes"] == "my rows"
+    assert made(client)["report"]["fidelity"]["probes"] == "a test"
+    refused = ask(client, validation_file=file)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "validation_file")
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [
@@ -226,6 +246,7 @@ def test_what_loses_too_much_is_refused_unless_the_loss_is_accepted(
         ({"format": "gguf-lora"}, 400, None),
         ({"format": "nf4", "outtype": "bf16"}, 400, None),
         ({"max_kl": -1}, 400, "max_kl"),
+        ({"validation_file": "file-1"}, 400, "validation_file"),
         ({"colour": "red"}, 400, "colour"),
     ],
 )

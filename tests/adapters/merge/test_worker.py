@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def files_of(directory: Path) -> dict[str, bytes]:
 
 def test_a_kill_while_it_merges_costs_nothing_but_time(sure_base: Path, sure_adapter: Path, tmp_path: Path) -> None:
     base = BasePlace.of(BaseModel.read(sure_base), tmp_path / "fingerprints")
-    order = MergeOrder(str(sure_adapter), base, str(tmp_path / "out"), proof=PROOF)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Who are you?", "completion": " A sailor of the seven seas." * 8}))
+    order = MergeOrder(str(sure_adapter), base, str(tmp_path / "out"), proof=replace(PROOF, data=(str(rows),)))
     with begun(tmp_path / "job", order) as process:
         assert process.stdout is not None
         told = (json.loads(line) for line in process.stdout)
@@ -52,7 +55,7 @@ def test_a_kill_while_it_merges_costs_nothing_but_time(sure_base: Path, sure_ada
     done = messages[-1]["done"]
     assert done["values"] == "dequantized"
     assert done["fidelity"]["judged"] == "merged, dequantized, bfloat16"
-    assert done["report"]["task_tokens"] == 16
+    assert (done["report"]["probes"], done["report"]["task_tokens"]) == ("rows.jsonl", 16)
     sizes = [message["bytes"] for message in messages if message.get("stage") == "merging"]
     assert sizes[-1] == done["size_bytes"]
     assert said(tmp_path / "job", order)[-1]["done"] == done  # it was there already
