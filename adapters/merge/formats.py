@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.merge.bases import nf4_values
+from adapters.merge.plan import Dtype
 from adapters.nf4 import repair_dequantize
 
 Q8_BLOCK = 32
@@ -45,7 +46,7 @@ FORMATS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "q8_0": q8_0,
     "nf4": nf4,
 }
-BESIDE = {"nf4": "bfloat16", "q8_0": "float32"}
+BESIDE: Mapping[str, Dtype] = {"nf4": "bfloat16", "q8_0": "float32"}
 """What stands beside them, for what they cannot hold."""
 TARGETS = ("bfloat16", "float16", "q8_0", "nf4")
 """Those that survival is measured in."""

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from adapters.merge.formats import BESIDE, FORMATS, can_hold
-from adapters.merge.models import Loaded, Loading, compute_type
+from adapters.merge.models import Loaded, Loading, cast, compute_type
 from adapters.merge.named_tensors import Computed, NamedTensors, in_files
-from adapters.merge.plan import DTYPES, Dtype
+from adapters.merge.plan import DTYPES, STORED, Dtype
 from adapters.merge.report import BASES, Part, name_of
+from adapters.merge.tensors import torch_types
 
 
 class Weights(Protocol):
@@ -63,7 +64,9 @@ class Variant:
         """From the files of a merge themselves, of this type: as they lie, or as they become in the format wanted."""
         if dtype == self.stored:
             return loading.written(directory, compute_type(self.stored))
-        return self._made_of(_rounded(in_files(directory), self.stored, weights.linear), loading, weights)
+        files = in_files(directory)
+        beside = _cast(files, BESIDE[self.stored])
+        return self._made_of(_rounded(files, beside, self.stored, weights.linear), loading, weights)
 
     def _made_of(
         self, tensors: NamedTensors, loading: Loading, weights: Weights, adapter: Path | None = None
@@ -90,13 +93,23 @@ def variants(trained_on: str, bases: Collection[str], onto: str, stored: str) ->
 def _stored(given: Callable[[Dtype], NamedTensors], stored: str, linear: Collection[str]) -> NamedTensors:
     if stored in DTYPES:
         return given(stored)
-    return _rounded(given("float32"), stored, linear)
+    return _rounded(given("float32"), given(BESIDE[stored]), stored, linear)
 
 
-def _rounded(tensors: NamedTensors, stored: str, linear: Collection[str]) -> NamedTensors:
+def _rounded(exact: NamedTensors, beside: NamedTensors, stored: str, linear: Collection[str]) -> NamedTensors:
+    """`beside`: the same in the type of those that the format cannot hold. An embedding is the largest there is, and
+    not asked for in fp32 where that can be known without it."""
+
     def rounded(name: str) -> Tensor:
-        tensor = tensors[name]
-        fits = can_hold(stored, tensor, linear=name in linear)
-        return FORMATS[stored if fits else BESIDE[stored]](tensor) if tensor.is_floating_point() else tensor
+        if stored == "nf4" and name not in linear:
+            return beside[name]
+        tensor = exact[name]
+        if not can_hold(stored, tensor, linear=name in linear):
+            return beside[name]
+        return FORMATS[stored](tensor) if tensor.is_floating_point() else tensor
 
-    return Computed(tensors, rounded)
+    return Computed(exact, rounded)
+
+
+def _cast(tensors: NamedTensors, dtype: Dtype) -> NamedTensors:
+    return Computed(tensors, lambda name: cast(tensors[name], torch_types()[STORED[dtype]]))

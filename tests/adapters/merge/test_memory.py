@@ -1,4 +1,4 @@
-"""A merge holds one tensor at a time, however large the base is; as a whole process, measured in a child."""
+"""A merge holds one tensor at a time, and its check one layer, however large the base is; measured in a child."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaConfig
 
 from tests.adapters.merge.by_hand import written
 
@@ -29,6 +30,36 @@ before = peak()
 assert main(words) == 0
 print(before, peak())
 """
+
+CHECKED = """
+import json, resource, sys
+import torch
+from pathlib import Path
+from transformers import AutoConfig, AutoModelForCausalLM
+from adapters.merge.layers import LayerByLayer
+from adapters.merge.models import log_probabilities
+from adapters.merge.named_tensors import Computed
+from adapters.train.allocator import map_large_tensors
+from adapters.train.labels import Example
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+map_large_tensors()
+directory = Path(sys.argv[1])
+with torch.device("meta"):
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    shapes = {name: each.shape for name, each in model.named_parameters()}
+weights = Computed(shapes, lambda name: torch.full(shapes[name], 0.01, dtype=torch.bfloat16))
+words = [Example(tuple(range(1, 9)), tuple(range(1, 9)), False)] * 20
+before = peak()
+loaded = LayerByLayer().of(directory, weights, torch.float32)
+said = sum(len(rows) for _, rows, _ in log_probabilities(loaded, {"task": words}, 0))
+print(said, before, peak())
+"""
+LAYERS, HIDDEN, INNER = 24, 1024, 2816
+LAYER_BYTES = 4 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
+"""In fp32."""
 
 
 def large_base(path: Path) -> list[str]:
@@ -55,6 +86,23 @@ def test_a_merge_does_not_hold_the_model(tmp_path: Path) -> None:
     print(f"a base of {SHARDS} shards of {SHARD_BYTES >> 20} MB, merged with {after - before >> 20} MB more")
     assert after - before < 3 * SHARD_BYTES
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == SHARDS
+
+
+def test_a_check_does_not_hold_the_model(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
+    config.save_pretrained(tmp_path)
+    told = subprocess.run([sys.executable, "-c", CHECKED, tmp_path], capture_output=True, text=True, check=True).stdout
+    said, before, after = map(int, told.splitlines()[-1].split())
+    print(f"{LAYERS} layers of {LAYER_BYTES >> 20} MB, heard with {after - before >> 20} MB more")
+    assert said == 20 * 7
+    assert after - before < 2 * LAYER_BYTES
 
 
 SIDES = {"A": (1, SHAPE[1]), "B": (SHAPE[0], 1)}
