@@ -77,7 +77,7 @@ def test_an_export_is_made_measured_and_downloaded_and_goes_on_where_it_broke_of
 ) -> None:
     out = tmp_path / "out"
     said = call(*EXPORT, "--out", str(out))
-    assert "merged, original, float32: 0.0" in said
+    assert "merged, original, q8_0: 0.0" in said
     assert re.search(r"loaded again by (llama.cpp|transformers) .*: 0\.0\d+ nats per token", said)
     assert str(out / WEIGHTS) in said
     lines = (out / "SHA256SUMS").read_text().splitlines()
