@@ -49,6 +49,8 @@ WAVES = 4
 """Requests of each client: the first of all clients come at once, those that follow as they come."""
 LEAST = 8
 """Requests of a trace."""
+WIDTH = 200
+"""Of what is printed into a file."""
 RANK = 8
 BUILD_S = 600
 MEASURES: dict[str, Callable[[Figures], float]] = {
@@ -165,7 +167,7 @@ def _print(starts: Sequence[Measured]) -> None:
             medians = [f"{median(chain(*values[way])):.1f}" for way in ways]
             ratios = [_shown(values[some], values[other]) for some, other in RATIOS]
             table.add_row(str(clients), name, *medians, *ratios)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def _shown(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> str:

@@ -24,11 +24,6 @@ def lines(capsys: pytest.CaptureFixture[str], starts: list[Measured]) -> list[st
     return [line for line in capsys.readouterr().out.splitlines() if " 8 " in line]
 
 
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "240")
-
-
 def test_the_table_has_every_ratio_of_every_measure(capsys: pytest.CaptureFixture[str]) -> None:
     shown = lines(capsys, [started(50, 51, 49, 25)])
     assert len(shown) == 3
