@@ -110,10 +110,10 @@ class Merging:
 
 
 async def _pass_on(run: Run, message: Mapping[str, Any]) -> None:
-    stage = message.get("stage")
-    if stage is not None and stage != run.progress.get("stage"):
-        await asyncio.to_thread(run.event, stage)
+    stage, before = message.get("stage"), run.progress.get("stage")
     run.report(**(message or run.progress))
+    if stage not in (None, before):
+        await asyncio.to_thread(run.event, stage)
 
 
 def _link_all(source: Path, destination: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a stop leaves of the jobs that run here, at the moments when it is easily forgotten."""
+"""What a stop leaves of the jobs that run here, at the moments when it is easily forgotten; and what they tell."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from adapters.jobs import Job, Jobs
 from adapters.registry import Registry
+from server import fine_tuning, merging
 from server.jobs import JobRunner, Kind, Run
 
 
@@ -51,3 +52,13 @@ async def test_a_job_that_is_claimed_while_the_server_stops_is_given_back(
     job = queue.job(job_id)
     assert (job.state, job.worker, job.attempts) == ("queued", None, 0)
     assert [event.message for event in queue.events(job_id)] == ["its worker stops; queued again"]
+
+
+@pytest.mark.parametrize("module", [fine_tuning, merging])
+async def test_a_job_is_as_far_as_its_last_event_says(queue: Jobs, module: Any) -> None:
+    queue.create("any", {})
+    job = queue.claim(["any"], "w")
+    assert job is not None
+    await module._pass_on(Run(job, queue, "w"), {"stage": "validating"})
+    assert queue.job(job.id).progress == {"stage": "validating"}
+    assert len(queue.events(job.id)) == 1
