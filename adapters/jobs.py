@@ -16,25 +16,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, or_, select, update
+from sqlalchemy import func, insert, or_, select, update
 
-from adapters import schema
+from adapters import job_rows, schema
 from adapters.database import Database
-from adapters.errors import Conflict, JobLost, NotFound
+from adapters.errors import Conflict
 from adapters.job_records import CANCELLED, ENDED, FAILED, PAUSED, QUEUED, RUNNING, SUCCEEDED, Job, JobEvent
 
 __all__ = ["Job", "JobEvent", "Jobs"]
-
-KEPT = 1000
-"""Ended jobs; older ones are forgotten, with their events."""
-EVENTS_KEPT = 200
-"""Of a job; the oldest go first."""
-MESSAGE_CHARACTERS = 2000
-MAX_ATTEMPTS = 5
-"""A job whose worker died so often is what kills them."""
 
 _jobs, _events = schema.jobs, schema.job_events
 
@@ -50,12 +42,12 @@ class Jobs:
         job_id, values = _new_id(), {"kind": kind, "state": QUEUED, "params": dict(params), "created_by": by}
         values["server"] = server
         with self._database.write() as connection:
-            connection.execute(insert(_jobs).values(id=job_id, **values, progress={}, created_at=_now()))
-            return _read(connection, job_id)
+            connection.execute(insert(_jobs).values(id=job_id, **values, progress={}, created_at=job_rows.now()))
+            return job_rows.read(connection, job_id)
 
     def job(self, job_id: str) -> Job:
         with self._database.read() as connection:
-            return _read(connection, job_id)
+            return job_rows.read(connection, job_id)
 
     def jobs(
         self, *, after: str = "", limit: int | None = None, state: str | None = None, kind: str | None = None
@@ -66,32 +58,34 @@ class Jobs:
         query = query.where(_jobs.c.state == state) if state else query
         query = query.where(_jobs.c.kind == kind) if kind else query
         with self._database.read() as connection:
-            return [_job(row) for row in connection.execute(query).mappings()]
+            return [job_rows.as_job(row) for row in connection.execute(query).mappings()]
 
     def open_jobs(self, kind: str) -> list[Job]:
         """Those that wait or run, the newest first: by one look, for between two a job may go from one to the other."""
         query = select(_jobs).where(_jobs.c.kind == kind, _jobs.c.state.in_((QUEUED, RUNNING)))
         with self._database.read() as connection:
-            return [_job(row) for row in connection.execute(query.order_by(_jobs.c.id.desc())).mappings()]
+            return [job_rows.as_job(row) for row in connection.execute(query.order_by(_jobs.c.id.desc())).mappings()]
 
     def count(self, state: str, kinds: Collection[str]) -> int:
         query = select(func.count()).select_from(_jobs).where(_jobs.c.state == state, _jobs.c.kind.in_(kinds))
         with self._database.read() as connection:
             return int(connection.scalar(query) or 0)
 
-    def events(self, job_id: str, *, after: int = 0, limit: int = EVENTS_KEPT) -> list[JobEvent]:
+    def events(self, job_id: str, *, after: int = 0, limit: int = job_rows.EVENTS_KEPT) -> list[JobEvent]:
         """The oldest first, those behind the event `after`."""
         query = select(_events).where(_events.c.job == job_id, _events.c.id > after).order_by(_events.c.id).limit(limit)
         with self._database.read() as connection:
-            _read(connection, job_id)
+            job_rows.read(connection, job_id)
             return [JobEvent(**row) for row in connection.execute(query).mappings()]
 
-    def latest_events(self, job_id: str, *, before: int | None = None, limit: int = EVENTS_KEPT) -> list[JobEvent]:
+    def latest_events(
+        self, job_id: str, *, before: int | None = None, limit: int = job_rows.EVENTS_KEPT
+    ) -> list[JobEvent]:
         """The newest first, those that are older than the event `before`."""
         query = select(_events).where(_events.c.job == job_id).order_by(_events.c.id.desc()).limit(limit)
         query = query if before is None else query.where(_events.c.id < before)
         with self._database.read() as connection:
-            _read(connection, job_id)
+            job_rows.read(connection, job_id)
             return [JobEvent(**row) for row in connection.execute(query).mappings()]
 
     def claim(self, kinds: Collection[str], worker: str, server: str | None = None) -> Job | None:
@@ -105,19 +99,19 @@ class Jobs:
                 return None
         with self._database.write() as connection:
             while (job_id := connection.scalar(oldest)) is not None:
-                now = _now()
+                now = job_rows.now()
                 mine = {"state": RUNNING, "worker": worker, "started_at": now, "beat_at": now, "progress": {}}
                 # Guarded by the state: of two workers that saw the same job, one finds it changed.
                 claiming = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == QUEUED)
                 if connection.execute(claiming.values(**mine, attempts=_jobs.c.attempts + 1)).rowcount:
-                    return _read(connection, job_id)
+                    return job_rows.read(connection, job_id)
         return None
 
     def beat(self, job_id: str, worker: str, progress: Mapping[str, Any]) -> Job:
         """Say how far the work is. The job tells what was asked of it meanwhile. Raises JobLost."""
         with self._database.write() as connection:
-            _change(connection, job_id, worker, beat_at=_now(), progress=dict(progress))
-            return _read(connection, job_id)
+            job_rows.change(connection, job_id, worker, beat_at=job_rows.now(), progress=dict(progress))
+            return job_rows.read(connection, job_id)
 
     def event(
         self,
@@ -130,8 +124,8 @@ class Jobs:
     ) -> None:
         """Something that happened, and a beat: whoever reads the event finds the job as far. Raises JobLost."""
         with self._database.write() as connection:
-            _change(connection, job_id, worker, beat_at=_now(), progress=dict(progress))
-            _append(connection, job_id, message, data=data)
+            job_rows.change(connection, job_id, worker, beat_at=job_rows.now(), progress=dict(progress))
+            job_rows.append(connection, job_id, message, data=data)
 
     def finish(self, job_id: str, worker: str, result: Mapping[str, Any], progress: Mapping[str, Any]) -> Job:
         """Raises JobLost."""
@@ -139,7 +133,7 @@ class Jobs:
 
     def fail(self, job_id: str, worker: str, code: str, message: str, **more: Any) -> Job:
         """Raises JobLost."""
-        error = {"code": code, "message": message[:MESSAGE_CHARACTERS], **more}
+        error = {"code": code, "message": message[: job_rows.MESSAGE_CHARACTERS], **more}
         return self._end(job_id, worker, f"failed: {message} ({code})", "error", state=FAILED, error=error)
 
     def cancelled(self, job_id: str, worker: str) -> Job:
@@ -150,38 +144,40 @@ class Jobs:
         """The worker has put the job aside because it was asked to. Raises JobLost."""
         with self._database.write() as connection:
             aside = {"state": PAUSED, "worker": None, "attempts": _jobs.c.attempts - 1, "pause_requested": False}
-            _change(connection, job_id, worker, **aside)
-            _append(connection, job_id, "paused", "warning")
-            return _read(connection, job_id)
+            job_rows.change(connection, job_id, worker, **aside)
+            job_rows.append(connection, job_id, "paused", "warning")
+            return job_rows.read(connection, job_id)
 
     def release(self, job_id: str, worker: str) -> Job:
         """Back into the queue, because the worker stops in good order. Raises JobLost."""
         with self._database.write() as connection:
             again = {"state": QUEUED, "worker": None, "attempts": _jobs.c.attempts - 1}
-            _change(connection, job_id, worker, **again)
-            _append(connection, job_id, "its worker stops; queued again")
-            return _read(connection, job_id)
+            job_rows.change(connection, job_id, worker, **again)
+            job_rows.append(connection, job_id, "its worker stops; queued again")
+            return job_rows.read(connection, job_id)
 
     def interrupted(self, job_id: str, worker: str, reason: str) -> Job:
         """What did the work died of it, perhaps; queued again, but not for ever. Raises JobLost."""
         with self._database.write() as connection:
             mine = (_jobs.c.worker == worker, _jobs.c.state == RUNNING)
-            if not _take_away(connection, job_id, mine, reason):
-                raise _not_yours(job_id, worker)
-            return _read(connection, job_id)
+            if not job_rows.take_away(connection, job_id, mine, reason):
+                raise job_rows.not_yours(job_id, worker)
+            return job_rows.read(connection, job_id)
 
     def cancel(self, job_id: str, *, by: str | None = None) -> Job:
         """At once where nobody works on it, else as soon as its worker listens. Conflict where it has ended."""
         with self._database.write() as connection:
-            _read(connection, job_id)
+            job_rows.read(connection, job_id)
             unclaimed = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state.in_((QUEUED, PAUSED)))
             running = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == RUNNING)
             asked_by = f" by {by}" if by else ""
-            if connection.execute(unclaimed.values(state=CANCELLED, ended_at=_now(), cancel_requested=True)).rowcount:
-                _append(connection, job_id, f"cancelled{asked_by} while nobody worked on it", "warning")
+            if connection.execute(
+                unclaimed.values(state=CANCELLED, ended_at=job_rows.now(), cancel_requested=True)
+            ).rowcount:
+                job_rows.append(connection, job_id, f"cancelled{asked_by} while nobody worked on it", "warning")
             elif connection.execute(running.where(~_jobs.c.cancel_requested).values(cancel_requested=True)).rowcount:
-                _append(connection, job_id, f"asked to stop{asked_by}", "warning")
-            job = _read(connection, job_id)
+                job_rows.append(connection, job_id, f"asked to stop{asked_by}", "warning")
+            job = job_rows.read(connection, job_id)
         if job.state in (SUCCEEDED, FAILED):
             raise _has_ended(job, "cancel")
         return job
@@ -189,15 +185,15 @@ class Jobs:
     def pause(self, job_id: str, *, by: str | None = None) -> Job:
         """As `cancel`, but it can be resumed."""
         with self._database.write() as connection:
-            _read(connection, job_id)
+            job_rows.read(connection, job_id)
             asked_by = f" by {by}" if by else ""
             queued = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == QUEUED)
             running = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == RUNNING, ~_jobs.c.pause_requested)
             if connection.execute(queued.values(state=PAUSED)).rowcount:
-                _append(connection, job_id, f"paused{asked_by}", "warning")
+                job_rows.append(connection, job_id, f"paused{asked_by}", "warning")
             elif connection.execute(running.values(pause_requested=True)).rowcount:
-                _append(connection, job_id, f"asked to pause{asked_by}", "warning")
-            job = _read(connection, job_id)
+                job_rows.append(connection, job_id, f"asked to pause{asked_by}", "warning")
+            job = job_rows.read(connection, job_id)
         if job.has_ended:
             raise _has_ended(job, "pause")
         return job
@@ -205,13 +201,13 @@ class Jobs:
     def resume(self, job_id: str, *, by: str | None = None) -> Job:
         """Back into the queue. Nothing where it is not paused, nor about to be. Conflict where it has ended."""
         with self._database.write() as connection:
-            _read(connection, job_id)
+            job_rows.read(connection, job_id)
             paused = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == PAUSED)
             asked = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.state == RUNNING, _jobs.c.pause_requested)
             resumed = connection.execute(paused.values(state=QUEUED, pause_requested=False)).rowcount
             if resumed or connection.execute(asked.values(pause_requested=False)).rowcount:
-                _append(connection, job_id, f"resumed by {by}" if by else "resumed")
-            job = _read(connection, job_id)
+                job_rows.append(connection, job_id, f"resumed by {by}" if by else "resumed")
+            job = job_rows.read(connection, job_id)
         if job.has_ended:
             raise _has_ended(job, "resume")
         return job
@@ -221,103 +217,44 @@ class Jobs:
         silent = (
             _jobs.c.state == RUNNING,
             _jobs.c.kind.in_(kinds),
-            _jobs.c.beat_at < _now() - timedelta(seconds=silent_s),
+            _jobs.c.beat_at < job_rows.now() - timedelta(seconds=silent_s),
         )
         with self._database.read() as connection:
             found = list(connection.scalars(select(_jobs.c.id).where(*silent).order_by(_jobs.c.id)))
         if not found:
             return []
         with self._database.write() as connection:
-            return [_read(connection, job_id) for job_id in found if _take_away(connection, job_id, silent)]
+            return [
+                job_rows.read(connection, job_id) for job_id in found if job_rows.take_away(connection, job_id, silent)
+            ]
 
     def abandon(self, server: str, why: str) -> list[Job]:
         """End what waits for a server that does not come back."""
         waiting = (_jobs.c.server == server, _jobs.c.state.in_((QUEUED, PAUSED)))
         with self._database.write() as connection:
             found = list(connection.scalars(select(_jobs.c.id).where(*waiting).order_by(_jobs.c.id)))
-            values = {"state": FAILED, "ended_at": _now(), "error": {"code": "server_lost", "message": why}}
-            for job_id in found:
-                connection.execute(update(_jobs).where(_jobs.c.id == job_id).values(**values))
-                _append(connection, job_id, f"failed: {why} (server_lost)", "error")
-            return [_read(connection, job_id) for job_id in found]
+            values = {"state": FAILED, "ended_at": job_rows.now(), "error": {"code": "server_lost", "message": why}}
+            ending = [
+                job_id
+                for job_id in found
+                if connection.execute(update(_jobs).where(_jobs.c.id == job_id, *waiting).values(**values)).rowcount
+            ]
+            for job_id in ending:
+                job_rows.append(connection, job_id, f"failed: {why} (server_lost)", "error")
+            return [job_rows.read(connection, job_id) for job_id in ending]
 
     def _end(self, job_id: str, worker: str, message: str, level: str = "info", **values: Any) -> Job:
         assert values["state"] in ENDED, values
         with self._database.write() as connection:
-            _change(connection, job_id, worker, ended_at=_now(), **values)
-            _append(connection, job_id, message, level)
-            _forget_old(connection)
-            return _read(connection, job_id)
+            job_rows.change(connection, job_id, worker, ended_at=job_rows.now(), **values)
+            job_rows.append(connection, job_id, message, level)
+            job_rows.forget_old(connection)
+            return job_rows.read(connection, job_id)
 
 
 def _has_ended(job: Job, wanted: str) -> Conflict:
     return Conflict(f"{job.id} has {job.state} already; there is nothing to {wanted}", code="job_ended")
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def _new_id() -> str:
     return f"job-{time.time_ns() // 1_000_000:011x}{secrets.token_hex(6)}"
-
-
-def _read(connection: Connection, job_id: str) -> Job:
-    spelled = job_id.isascii() and job_id.isprintable()  # else the database driver itself may choke on it
-    row = connection.execute(select(_jobs).where(_jobs.c.id == job_id)).mappings().one_or_none() if spelled else None
-    if row is None:
-        raise NotFound(f"there is no job {job_id[:80]!r}; the last {KEPT} that ended are kept")
-    return _job(row)
-
-
-def _job(row: RowMapping) -> Job:
-    return Job(**row)
-
-
-def _change(connection: Connection, job_id: str, owner: str, /, **values: Any) -> None:
-    mine = update(_jobs).where(_jobs.c.id == job_id, _jobs.c.worker == owner, _jobs.c.state == RUNNING)
-    if not connection.execute(mine.values(**values)).rowcount:
-        raise _not_yours(job_id, owner)
-
-
-def _not_yours(job_id: str, worker: str) -> JobLost:
-    return JobLost(f"{job_id} is no longer {worker}'s: it was silent too long, and another worker has it")
-
-
-def _take_away(
-    connection: Connection, job_id: str, guard: tuple[Any, ...], why: str = "its worker was not heard of any more"
-) -> bool:
-    job = _read(connection, job_id)
-    taking = update(_jobs).where(_jobs.c.id == job_id, *guard)
-    values: dict[str, Any]
-    if job.cancel_requested:
-        values, message = {"state": CANCELLED, "ended_at": _now()}, "cancelled; its worker was gone"
-    elif job.pause_requested:
-        values, message = {"state": PAUSED, "pause_requested": False}, "paused; its worker was gone"
-    elif job.attempts >= MAX_ATTEMPTS:
-        message = f"given up: its worker was lost {job.attempts} times, and may have died of it; the last time {why}"
-        values = {"state": FAILED, "ended_at": _now(), "error": {"code": "worker_lost", "message": message}}
-    else:
-        values, message = {"state": QUEUED}, f"{why}; queued again"
-    if not connection.execute(taking.values(**values, worker=None)).rowcount:
-        return False
-    _append(connection, job_id, message, "warning")
-    return True
-
-
-def _append(
-    connection: Connection, job_id: str, message: str, level: str = "info", data: Mapping[str, Any] | None = None
-) -> None:
-    kept = {"message": message[:MESSAGE_CHARACTERS], "level": level, "data": None if data is None else dict(data)}
-    connection.execute(insert(_events).values(job=job_id, at=_now(), **kept))
-    newest = select(_events.c.id).where(_events.c.job == job_id).order_by(_events.c.id.desc())
-    oldest_kept = connection.scalar(newest.offset(EVENTS_KEPT - 1).limit(1))
-    if oldest_kept is not None:
-        connection.execute(delete(_events).where(_events.c.job == job_id, _events.c.id < oldest_kept))
-
-
-def _forget_old(connection: Connection) -> None:
-    ended = select(_jobs.c.id).where(_jobs.c.state.in_(ENDED)).order_by(_jobs.c.id.desc())
-    too_old = list(connection.scalars(ended.offset(KEPT)))
-    connection.execute(delete(_events).where(_events.c.job.in_(too_old)))
-    connection.execute(delete(_jobs).where(_jobs.c.id.in_(too_old)))

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from adapters.errors import NotFound
-from adapters.jobs import EVENTS_KEPT, Job, Jobs
+from adapters.job_rows import EVENTS_KEPT
+from adapters.jobs import Job, Jobs
 from server.auth import Publisher, require
 from server.errors import BadRequest
 from server.fine_tuning import KIND

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response, StreamingResponse
 
 from adapters.errors import AdapterError
-from adapters.jobs import EVENTS_KEPT, Job, JobEvent, Jobs
+from adapters.job_rows import EVENTS_KEPT
+from adapters.jobs import Job, JobEvent, Jobs
 from adapters.sources.address import shown
 from server import problems
 from server.auth import Publisher, require

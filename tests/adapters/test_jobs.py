@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import update
 
-from adapters import jobs as module
+from adapters import job_rows as module
 from adapters import schema
 from adapters.errors import Conflict, JobLost, NotFound
 from adapters.jobs import Jobs
