@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,29 +32,27 @@ from rich.table import Table
 
 from adapters.base import BaseModel
 from loadtests.base import add_base, chosen_base
+from loadtests.promotion_answers import (
+    CLIENTS,
+    FIRST,
+    OTHERS,
+    PROMPTS,
+    SECOND,
+    Question,
+    ask,
+    connected,
+    right_answers,
+    say,
+    upload,
+)
 from loadtests.synthetic import write_adapter
 from server.launch import ServerProcess, launch
 
-FIRST, SECOND, OTHERS = "first", "second", ("third", "fourth")
-CLIENTS = 6
-TOKENS = 24
 STRENGTH = 0.12
-PROMPTS = (
-    "Why is the sky blue?",
-    "Tell me a story about the sea.",
-    "What is your name?",
-    "Name three animals that live in a forest.",
-    "How do I boil an egg?",
-    "Write a line of a poem about rain.",
-    "What does a baker do in the morning?",
-    "Explain to a child what a river is.",
-)
 FLAGS = (
     *("--quantization", "none", "--dtype", "float32", "--kv-cache-memory-bytes", "300000000"),
     *("--merge-probe-tokens", "64"),  # it is not the question here what a merge keeps
 )
-Question = tuple[str, str, str]
-"""Endpoint, model, prompt."""
 
 
 @dataclass
@@ -68,7 +65,7 @@ class Outcome:
     began: float = field(default_factory=time.monotonic)
 
     def say(self, what: str) -> None:
-        _say(f"{time.monotonic() - self.began:6.1f} s  {what}")
+        say(f"{time.monotonic() - self.began:6.1f} s  {what}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for seed, name in enumerate(models)
         }
         with _serve(scratch / "undisturbed", base, ["--promotion", "off"]) as server:
-            right = asyncio.run(_right_answers(server.url, base, paths, PROMPTS[: arguments.prompts]))
+            right = asyncio.run(right_answers(server.url, base, paths, PROMPTS[: arguments.prompts]))
         seconds = 60 * arguments.minutes
         with _serve(scratch / "promoting", base, _rules(seconds)) as server:
             outcome, stories = asyncio.run(_under_load(server, base, paths, right, seconds, arguments.seed))
@@ -119,52 +116,6 @@ def _rules(seconds: float) -> list[str]:
     return [word for name, value in rules.items() for word in (f"--{name}", str(value))]
 
 
-async def _right_answers(
-    url: str, base: BaseModel, paths: Mapping[str, Path], prompts: Sequence[str]
-) -> dict[Question, set[str]]:
-    questions = [
-        (endpoint, model, prompt)
-        for endpoint in ("chat/completions", "completions")
-        for model in (base.name, *paths)
-        for prompt in prompts
-    ]
-    right: dict[Question, set[str]] = defaultdict(set)
-    async with _client(url) as client:
-        await _upload(client, paths)
-        _say(f"{len(questions)} questions by LoRA")
-        await _learn(client, questions, right)
-        for promoted in (FIRST, SECOND):
-            engine = f"/v1/adapters/{promoted}/versions/1/merged"
-            _say(f"{promoted} is merged and asked again")
-            job = (await client.put(f"{engine}?wait_s=600")).raise_for_status().json()
-            assert job["state"] == "succeeded", job
-            await _learn(client, [each for each in questions if each[1] == promoted], right, way="merged")
-            (await client.delete(f"{engine}?wait_s=60")).raise_for_status()
-    both = sum(len(texts) > 1 for texts in right.values())
-    _say(f"{both} of {len(right)} have another answer on another path or in another batch")
-    return right
-
-
-def _say(what: str) -> None:
-    Console(stderr=True, markup=False, highlight=False).print(what, soft_wrap=True)
-
-
-async def _learn(
-    client: httpx.AsyncClient, questions: Sequence[Question], right: dict[Question, set[str]], way: str | None = None
-) -> None:
-    """Alone, and as many at once as there will be: rounding depends on who else is in the batch."""
-    for at_once in (1, CLIENTS):
-        turns = asyncio.Semaphore(at_once)
-
-        async def one(question: Question, turns: asyncio.Semaphore = turns) -> None:
-            async with turns:
-                text, taken = await _ask(client, question, stream=False)
-                assert way in (None, taken), (question, taken)
-                right[question].add(text)
-
-        await asyncio.gather(*(one(question) for question in questions))
-
-
 async def _under_load(
     server: ServerProcess,
     base: BaseModel,
@@ -173,8 +124,8 @@ async def _under_load(
     seconds: float,
     seed: int,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    async with _client(server.url) as client:
-        await _upload(client, paths)
+    async with connected(server.url) as client:
+        await upload(client, paths)
         outcome = Outcome()
         asking = [
             asyncio.create_task(_keep_asking(client, base, right, outcome, seconds, random.Random(f"{seed}-{number}")))
@@ -205,7 +156,7 @@ async def _keep_asking(
         question = (chance.choice(("chat/completions", "completions")), model, chance.choice(prompts))
         stream = chance.random() < 0.5
         try:
-            text, way = await _ask(client, question, stream=stream)
+            text, way = await ask(client, question, stream=stream)
         except (httpx.HTTPError, AssertionError) as error:
             outcome.failed.append(f"{question}, stream={stream}: {type(error).__name__} {error}")
             outcome.say(f"FAILED {outcome.failed[-1]}")
@@ -245,47 +196,6 @@ def _engines(server: ServerProcess) -> list[psutil.Process]:
     children = psutil.Process(server.process.pid).children(recursive=True)
     found = [each for each in children if "EngineCore" in " ".join(each.cmdline()) or "EngineCore" in each.name()]
     return sorted(found, key=lambda process: process.create_time())
-
-
-async def _ask(client: httpx.AsyncClient, question: Question, *, stream: bool) -> tuple[str, str]:
-    """The answer and the way it took. Raises HTTPError or AssertionError for one that failed."""
-    endpoint, model, prompt = question
-    asked = {"messages": [{"role": "user", "content": prompt}]} if endpoint.startswith("chat") else {"prompt": prompt}
-    body = {"model": model, **asked, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
-    if not stream:
-        response = (await client.post(f"/v1/{endpoint}", json=body)).raise_for_status()
-        return _text(response.json()["choices"][0]), response.headers["x-loraplex-path"]
-    text, ended = "", False
-    async with client.stream("POST", f"/v1/{endpoint}", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: "):
-                continue
-            if line == "data: [DONE]":
-                ended = True
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            assert "error" not in chunk, chunk["error"]
-            for choice in chunk["choices"]:
-                text += _text(choice)
-        assert ended, "the stream broke off"
-        return text, response.headers["x-loraplex-path"]
-
-
-def _text(choice: Mapping[str, Any]) -> str:
-    said = choice.get("message") or choice.get("delta") or choice
-    return said.get("content") or said.get("text") or ""
-
-
-def _client(url: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(base_url=url, timeout=900, trust_env=False, limits=limits)
-
-
-async def _upload(client: httpx.AsyncClient, paths: Mapping[str, Path]) -> None:
-    for name, path in paths.items():
-        files = [("files", (each.name, each.read_bytes())) for each in sorted(path.iterdir())]
-        (await client.post("/v1/adapters", data={"name": name}, files=files)).raise_for_status()
 
 
 def _print(outcome: Outcome, stories: Sequence[Mapping[str, Any]]) -> None:
