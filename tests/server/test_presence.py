@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from adapters.jobs import Jobs
+from adapters.jobs import Job, Jobs
 from adapters.promotions import SERVING, Promotions
 from adapters.registry import Registry
 from adapters.servers import Servers
@@ -39,17 +39,21 @@ def site(database_url: str) -> Iterator[Site]:
     site.registry.close()
 
 
-async def test_what_only_a_lost_server_could_do_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "BEAT_S", 0.01)
-    here, there = site.presence("here"), site.presence("there")
+async def lost_job(site: Site) -> Job:
+    """Of the server `there`, which was up once."""
+    there = site.presence("there")
     await there.open()
     await there.close()
-    job = site.jobs.create("merged_engine", {}, server="there")
-    story = site.stories("there").begin("a", 1, SERVING, "asked by many")
     silence(site.registry, "there", presence.LOST_S + 60)
+    return site.jobs.create("merged_engine", {}, server="there")
+
+
+async def test_what_only_a_lost_server_could_do_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "BEAT_S", 0.01)
+    here, job = site.presence("here"), await lost_job(site)
+    story = site.stories("there").begin("a", 1, SERVING, "asked by many")
     await here.open()
     try:
-        await until(lambda: here._beats is not None)
         here.clear_up()
     finally:
         await here.close()
@@ -65,12 +69,7 @@ async def test_what_only_a_lost_server_could_do_ends(site: Site, monkeypatch: py
 async def test_one_that_has_just_started_says_nothing_of_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a night in which all were down the first one up would take the others for lost."""
     monkeypatch.setattr(presence, "BEAT_S", 0.01)
-    here, there = site.presence("here"), site.presence("there")
-    await there.open()
-    await there.close()
-    job = site.jobs.create("merged_engine", {}, server="there")
-    silence(site.registry, "there", presence.LOST_S + 60)
-    silence(site.registry, "here", presence.LOST_S + 60)
+    here, job = site.presence("here"), await lost_job(site)
     await here.open()
     silence(site.registry, "here", presence.LOST_S + 60)
     seen = Servers(site.registry.database, "there")
