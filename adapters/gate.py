@@ -18,13 +18,11 @@ from adapters.errors import MergeError
 from adapters.json_document import read_document
 from adapters.manifest import Manifest
 from adapters.merge import embeddings, tokens
-from adapters.merge.embeddings import HEAD, Ends
+from adapters.merge.embeddings import HEAD, OF_BASE, Ends
 from adapters.merge.plan import plan_merge
 from adapters.refusals import refuse
 from adapters.upload import CONFIG, WEIGHTS
 from adapters.validate import validate
-
-OF_BASE = ".base_layer" + WEIGHT
 
 
 def judge(staged: Path, base: BaseModel, max_rank: int, max_error: float = 0.0) -> Manifest:

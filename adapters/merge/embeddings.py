@@ -24,6 +24,8 @@ HEAD = "lm_head"
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_embedding_[AB])")
 A, B = "lora_embedding_A", "lora_embedding_B"
+OF_BASE = f".base_layer{WEIGHT}"
+"""Behind a module: the base's own, which PEFT saves beside an adapter on an end."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def split(source: Source) -> OnEmbeddings:
             parts.setdefault(match["module"], {})[match["part"]] = span
     for module in parts:
         _require_pair(source, module, parts[module])
-    copies = {f"{module}.base_layer{WEIGHT}" for module in (*parts, HEAD)}  # PEFT saves the base's own along
+    copies = {module + OF_BASE for module in (*parts, HEAD)}
     rest = {name: span for name, span in source.spans.items() if not PART.fullmatch(name) and name not in copies}
     scaling = read_scaling(source.config, "lora_alpha") if parts else None
     changes = {

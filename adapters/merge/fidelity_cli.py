@@ -79,9 +79,6 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> MergePlan:
-    base, values = BaseModel.read(arguments.base), arguments.values
-    if arguments.dtype in PACKED:
-        return plan_merge(
-            arguments.adapter, base, for_nf4(base, values) if arguments.dtype == "nf4" else values, "float32"
-        )
-    return plan_merge(arguments.adapter, base, values, arguments.dtype)
+    base = BaseModel.read(arguments.base)
+    values = for_nf4(base, arguments.values) if arguments.dtype == "nf4" else arguments.values
+    return plan_merge(arguments.adapter, base, values, "float32" if arguments.dtype in PACKED else arguments.dtype)

@@ -19,6 +19,8 @@ def show(report: FidelityReport, judgement: Judgement, output: Console) -> None:
     output.print(variants_table(report))
     output.print(formats_table(report))
     output.print(escape(advice(report)), soft_wrap=True)
+    if report.whole:
+        output.print(f"· whole models were in memory, one at a time: {escape(report.whole)}", soft_wrap=True)
     for reason in judgement.reasons:
         output.print(f"[red]above the budget:[/] {escape(reason)}", soft_wrap=True)
 

@@ -14,6 +14,7 @@ from adapters.convert import convert
 from adapters.convert.kinds import LARGEST_RANK
 from adapters.convert.source import PREFIX
 from adapters.json_document import read_document
+from adapters.merge.embeddings import OF_BASE
 from adapters.merge.files import prefix_of
 from adapters.peft_config import modified_base
 from adapters.safetensors_header import read_header
@@ -30,9 +31,8 @@ def with_adapter(model: Any, adapter: Path, base: Path) -> Any:
 
 def brought_along(adapter: Path) -> set[str]:
     """Tensors of the base that lie in its file, as adapted embeddings do; PEFT lays them over the base's."""
-    end = f".base_layer{WEIGHT}"
     names = read_header(adapter / f"{prefix_of(adapter)}{WEIGHTS}")
-    return {name.removeprefix(PREFIX).removesuffix(end) + WEIGHT for name in names if name.endswith(end)}
+    return {name.removeprefix(PREFIX).removesuffix(OF_BASE) + WEIGHT for name in names if name.endswith(OF_BASE)}
 
 
 @contextmanager

@@ -97,16 +97,15 @@ def _stored(given: Callable[[Dtype], NamedTensors], stored: str, linear: Collect
 
 
 def _rounded(exact: NamedTensors, beside: NamedTensors, stored: str, linear: Collection[str]) -> NamedTensors:
-    """`beside`: the same in the type of those that the format cannot hold. An embedding is the largest there is, and
-    not asked for in fp32 where that can be known without it."""
+    """`beside`: the same in the type of those that NF4 cannot hold. An embedding is the largest there is, so it is not
+    asked for in fp32 first."""
 
     def rounded(name: str) -> Tensor:
         if stored == "nf4" and name not in linear:
             return beside[name]
         tensor = exact[name]
-        if not can_hold(stored, tensor, linear=name in linear):
-            return beside[name]
-        return FORMATS[stored](tensor) if tensor.is_floating_point() else tensor
+        fits = tensor.is_floating_point() and can_hold(stored, tensor, linear=name in linear)
+        return FORMATS[stored](tensor) if fits else tensor
 
     return Computed(exact, rounded)
 

@@ -23,14 +23,12 @@ from adapters.merge.compose import compose
 from adapters.merge.documents import EXPORT_RECORD
 from adapters.merge.export.exporting import TOKENS, Wish
 from adapters.merge.export.exporting import export as write_export
+from adapters.merge.export.formats import DTYPES, STORED
 from adapters.merge.orders import ComposeOrder, ExportOrder, MergeOrder, Order, Proof, read_order, recipe_of
 from adapters.merge.plan import Dtype, MergePlan, plan_merge
 from adapters.merge.verify import Wishes, check_of, read_report, summary
 from adapters.upload import PROVENANCE
 
-WHOLE: Mapping[str, Dtype] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-STORED: Mapping[str, str] = {**WHOLE, "q8_0": "q8_0", "nf4": "nf4"}
-"""As adapters/merge/formats.py calls them."""
 MERGED = "merged"
 TELL_S = 0.1
 """Between two messages about how far it is."""
@@ -86,7 +84,7 @@ def export(order: ExportOrder, tell: Tell) -> Mapping[str, Any]:
     """`files` and the `report`: of the merge, and of what was loaded again."""
     if order.format == "hf":
         assert order.outtype is not None
-        report = _kept(_merged_as(WHOLE[order.outtype], order, order.destination, tell))
+        report = _kept(_merged_as(DTYPES[order.outtype], order, order.destination, tell))
     elif order.format == "gguf-lora":
         report = exported(order, Path(order.adapter), tell)
     else:
@@ -125,7 +123,10 @@ def _merged_as(dtype: Dtype, order: ExportOrder, destination: str, tell: Tell) -
     tell({"stage": "planning"})
     base = order.base.read()
     values = for_nf4(base, order.values) if order.format == "nf4" else order.values
-    plan, stored = plan_merge(Path(order.adapter), base, values, dtype), STORED[order.outtype or dtype]
+    plan, stored = (
+        plan_merge(Path(order.adapter), base, values, dtype),
+        STORED[order.outtype] if order.outtype else dtype,
+    )
     return merged(plan, Path(destination), order.proof, tell, stored)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from adapters.errors import Conflict, NotExportable, NotTheSame
 from adapters.merge.bases import Asked
-from adapters.merge.export.formats import Export, Gguf, GgufLora, HuggingFace, Nf4
+from adapters.merge.export.formats import DTYPES, Export, Gguf, GgufLora, HuggingFace, Nf4
 from adapters.merge.export.gguf_file import OutType
 from adapters.merge.export.gguf_lora import plan_lora
 from adapters.merge.export.gguf_model import plan_gguf
@@ -25,7 +25,6 @@ from adapters.merge.export.progress import Told
 from adapters.merge.export.record import Facts, write_documents
 from adapters.merge.export.sources import is_adapter, merged, require_base
 from adapters.merge.files import digest_of_adapter, require_same_base
-from adapters.merge.plan import Dtype
 from adapters.merge.report import LEAST_KEPT
 from adapters.staging import staged
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 Format = Literal["hf", "nf4", "gguf", "gguf-lora"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-DTYPES: Mapping[str, Dtype] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 TYPES: Mapping[Format, tuple[str, ...]] = {
     "hf": ("bf16", "f16", "f32"),
     "nf4": ("nf4",),

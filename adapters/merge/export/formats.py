@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from adapters.base import BaseModel
 from adapters.merge.export import llama_cpp
-from adapters.merge.export.gguf_file import OutType
 from adapters.merge.export.gguf_lora import LoraPlan, write_lora
 from adapters.merge.export.gguf_model import GgufPlan, plan_gguf, write_model
 from adapters.merge.export.hugging_face import write_nf4, write_plain
@@ -22,6 +21,9 @@ from adapters.merge.plan import Dtype
 if TYPE_CHECKING:
     from adapters.merge.export.reader import Reader
 
+DTYPES: Mapping[str, Dtype] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+STORED: Mapping[str, str] = {**DTYPES, "q8_0": "q8_0", "nf4": "nf4"}
+"""Types of an export, as adapters/merge/formats.py calls them."""
 HEARD_CONTEXT = 1024
 """Tokens; no probe is longer."""
 
@@ -113,8 +115,7 @@ class Gguf:
 
     @property
     def stored(self) -> str:
-        names: Mapping[OutType, str] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
-        return names[self.plan.outtype]
+        return STORED[self.plan.outtype]
 
     @property
     def notes(self) -> tuple[str, ...]:
