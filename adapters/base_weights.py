@@ -6,13 +6,13 @@ It reads plain checkpoints; of a pre-quantised one it gives what is not packed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 from adapters.base import CONFIG, WEIGHT, BaseModel, shards_of
 from adapters.safetensors_header import TensorSpan, read_header
-from adapters.tensor_values import READABLE, Matrix, read_values
+from adapters.tensor_values import READABLE, Matrix, read_in_parts, read_values
 
 
 class BaseWeights:
@@ -38,6 +38,10 @@ class BaseWeights:
     def values(self, tensor: str) -> Matrix:
         """Ask `is_plain` first."""
         return read_values(*self.spans[tensor])
+
+    def parts(self, tensor: str) -> Iterator[Matrix]:
+        """All values in a row, as they lie; ask `is_plain` first."""
+        return read_in_parts(*self.spans[tensor])
 
     def weight(self, module: str) -> Matrix:
         """[out_features, in_features] of a linear module."""

@@ -2,8 +2,9 @@
 
     beyond a LoRA? else convert → a merge of it is planned, where only that can serve it → validate → manifest
 
-What is kept for a merge is what a merge takes: every tensor has its place, from headers. Kinds that PEFT's own layers
-merge are compared with the base's names only; those layers are not built for strangers here.
+What is kept for a merge is what a merge takes: every tensor has its place, from headers, and copies of the base's own
+are that. Kinds that PEFT's own layers merge are compared with the base's names only; those layers are not built for
+strangers here.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from pathlib import Path
 
 from adapters.base import WEIGHT, BaseModel
 from adapters.convert import Verdict, convert
-from adapters.convert.lora import is_changed
 from adapters.convert.source import Source
 from adapters.errors import MergeError
 from adapters.json_document import read_document
 from adapters.manifest import Manifest
 from adapters.merge import embeddings, tokens
-from adapters.merge.embeddings import HEAD, OF_BASE, Ends
+from adapters.merge.embeddings import HEAD, Ends
 from adapters.merge.plan import plan_merge
 from adapters.refusals import refuse
 from adapters.upload import CONFIG, WEIGHTS
@@ -47,7 +47,6 @@ def _beyond_lora(staged: Path, base: BaseModel) -> Verdict | None:
     found = [what for what, is_there in _on_ends(source).items() if is_there]
     if not found:
         return None
-    _require_own_copies(source)
     _require_tokens_of_ends(source)
     what = " and ".join(found)
     return Verdict(merge_only=f"it changes {what}, which all requests of an engine share")
@@ -66,19 +65,6 @@ def _trains_tied_head(source: Source) -> bool:
     """Where the head is a tensor of the base's own, it is compared with that, as every whole module."""
     head = (f"{HEAD}{WEIGHT}", f"{HEAD}.modules_to_save{WEIGHT}")
     return Ends.of(source.base_weights).tied and any(name in source.spans for name in head)
-
-
-def _require_own_copies(source: Source) -> None:
-    """PEFT saves the base's own beside an adapter on an end, and loads it again: another one would be another base."""
-    ends = Ends.of(source.base_weights)
-    for name, span in source.spans.items():
-        if not name.endswith(OF_BASE):
-            continue
-        own = name.removesuffix(OF_BASE) + WEIGHT
-        if own == ends.head and own not in source.base_weights.spans:
-            own = ends.embedding
-        if own in source.base_weights.spans and is_changed(source, own, span):  # of others the plan of the merge knows
-            raise refuse("not_mergeable", f"{name[:200]!r} is not what {source.base.name} has there")
 
 
 def _require_tokens_of_ends(source: Source) -> None:

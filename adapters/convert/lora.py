@@ -165,11 +165,11 @@ def is_changed(source: Source, name: str, span: TensorSpan) -> bool:
     own = source.base_weights.spans[name][1]
     if span.shape != own.shape:
         raise refuse("shape_mismatch", f"{name} is {span.shape}, in {source.base.name} it is {own.shape}")
-    values = source.values(span)
+    parts = source.parts(span)
     if not source.base_weights.is_plain(name):
         return True
-    own_values = source.base_weights.values(name)
-    return not np.array_equal(_as_saved(values, own.dtype), _as_saved(own_values, span.dtype))
+    pairs = zip(parts, source.base_weights.parts(name), strict=True)
+    return any(not np.array_equal(_as_saved(a, own.dtype), _as_saved(b, span.dtype)) for a, b in pairs)
 
 
 def _as_saved(values: np.typing.NDArray[np.float32], dtype: str) -> np.typing.NDArray[np.float32]:

@@ -6,7 +6,7 @@ It reads values one tensor at a time, when asked; names and shapes are compared 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from adapters.json_document import read_document
 from adapters.lora_weights import read_spans
 from adapters.refusals import refuse
 from adapters.safetensors_header import TensorSpan
-from adapters.tensor_values import READABLE, Matrix, read_values
+from adapters.tensor_values import READABLE, Matrix, read_in_parts, read_values
 from adapters.upload import CONFIG, WEIGHTS
 
 PREFIX = "base_model.model."
@@ -79,12 +79,24 @@ class Source:
 
     def values(self, span: TensorSpan) -> Matrix:
         """Raises InvalidAdapter for a type that is not read and for values that are not finite."""
-        if span.dtype not in READABLE:
-            raise refuse("unsupported_dtype", f"a tensor is {span.dtype}")
-        values = read_values(self.weights, span)
-        if not np.isfinite(values).all():
-            raise refuse("non_finite", "a tensor has values that are not finite")
-        return values
+        _require_readable(span)
+        return _finite(read_values(self.weights, span))
+
+    def parts(self, span: TensorSpan) -> Iterator[Matrix]:
+        """The same in a row, a few millions at a time."""
+        _require_readable(span)
+        return map(_finite, read_in_parts(self.weights, span))
+
+
+def _require_readable(span: TensorSpan) -> None:
+    if span.dtype not in READABLE:
+        raise refuse("unsupported_dtype", f"a tensor is {span.dtype}")
+
+
+def _finite(values: Matrix) -> Matrix:
+    if not np.isfinite(values).all():
+        raise refuse("non_finite", "a tensor has values that are not finite")
+    return values
 
 
 def _spans(weights: Path, base: BaseModel) -> dict[str, TensorSpan]:

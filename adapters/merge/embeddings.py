@@ -71,8 +71,7 @@ def split(source: Source) -> OnEmbeddings:
             parts.setdefault(match["module"], {})[match["part"]] = span
     for module in parts:
         _require_pair(source, module, parts[module])
-    copies = {module + OF_BASE for module in (*parts, HEAD)}
-    rest = {name: span for name, span in source.spans.items() if not PART.fullmatch(name) and name not in copies}
+    rest = {name: span for name, span in source.spans.items() if not PART.fullmatch(name)}
     scaling = read_scaling(source.config, "lora_alpha") if parts else None
     changes = {
         module: partial(_change, source, found, scaling.scaling_of(module) if scaling else 1.0)

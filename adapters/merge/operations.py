@@ -16,6 +16,7 @@ from adapters.convert.kinds import adalora, loha, lokr, vera
 from adapters.convert.lora import trained
 from adapters.convert.source import Source
 from adapters.errors import NotMergeable
+from adapters.merge.copies import require_unchanged, without_copies
 from adapters.merge.embeddings import split
 from adapters.merge.peft_layer import THROUGH_PEFT, multiplied
 from adapters.merge.tokens import Rows, split_tokens
@@ -49,14 +50,18 @@ Operations = Mapping[str, Operation]
 
 
 def operations(source: Source) -> tuple[str, Operations]:
-    """The adapter's kind, and what it does. Raises InvalidAdapter or NotMergeable; reads no values."""
+    """The adapter's kind, and what it does. Raises InvalidAdapter or NotMergeable; reads no values but those of copies
+    of the base, when all shapes are right."""
     if source.config.get("fan_in_fan_out"):
         raise NotMergeable(
             "fan_in_fan_out is true: its base keeps weights the other way round (GPT-2's Conv1D), which is not merged "
             "here"
         )
     if source.kind == "LORA":
-        return _lora(source)
+        rest, copies = without_copies(source)
+        found = _lora(rest)
+        require_unchanged(source, copies)
+        return found
     require_nothing_else(source)
     if source.kind in ADDING:
         plan = ADDING[source.kind](source)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from adapters.errors import AdapterError, InvalidAdapter, NotMergeable
 from adapters.gate import judge
 from adapters.merge.apply import merged_tensors
 from adapters.merge.plan import plan_merge
+from tests.adapters.merge.by_hand import Q, base_of_ones, written
 from tests.adapters.merge.models import load_model, logits, save_model, with_weights
 from tests.flows.zoo import FEW, QUERY_VALUE, ZOO, Case, lora, make, other
 
@@ -129,6 +131,25 @@ def test_another_embedding_beside_the_adapter_is_no_copy(base: BaseModel, pristi
     with pytest.raises(InvalidAdapter, match="is not what random has there") as refused:
         judge(tmp_path / "a", base, 16)
     assert refused.value.code == "not_mergeable"
+    with pytest.raises(InvalidAdapter, match=r"embed_tokens\.base_layer\.weight' is not what random has") as refused:
+        plan_merge(tmp_path / "a", base)
+    assert refused.value.code == "not_mergeable"
+
+
+def test_a_copy_of_a_layer_takes_nothing_from_its_adapter(tmp_path: Path) -> None:
+    """As a file that somebody else wrote may have it; every weight of the base is 1."""
+    base = base_of_ones(tmp_path)
+    pair = {f"{Q}.lora_A.weight": np.ones((1, 8)), f"{Q}.lora_B.weight": np.ones((8, 1))}
+    for value, code in ((1.0, None), (2.0, "not_mergeable")):
+        adapter = written(tmp_path / str(value), {**pair, f"{Q}.base_layer.weight": np.full((8, 8), value)}, r=1)
+        if code is None:
+            (changed,) = plan_merge(adapter, base, "original").changed
+            assert changed.operation is not None
+            assert (changed.name, changed.operation.kind) == (f"{Q}.weight", "lora")
+            continue
+        with pytest.raises(InvalidAdapter) as refused:
+            plan_merge(adapter, base, "original")
+        assert refused.value.code == code
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
