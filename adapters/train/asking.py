@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -12,6 +13,14 @@ from adapters.errors import RemoteRefusal, RemoteUnreachable
 
 AT_ONCE = 8
 TIMEOUT_S = 600.0
+WAY = "x-loraplex-path"
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    way: str | None
+    """`base`, `lora` or `merged`, as the server says it; None of a server that says nothing of the kind."""
 
 
 def ask(
@@ -21,7 +30,7 @@ def ask(
     max_tokens: int,
     api_key: str | None,
     told: Callable[[], None] = lambda: None,
-) -> list[str]:
+) -> list[Reply]:
     """The answers, in the order of the chats. Raises RemoteRefusal or RemoteUnreachable for the first that has none."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     url = f"{server.rstrip('/')}/v1/chat/completions"
@@ -30,7 +39,7 @@ def ask(
         ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ask") as pool,
     ):
 
-        def one(chat: Sequence[Any]) -> str:
+        def one(chat: Sequence[Any]) -> Reply:
             body = {"model": model, "messages": list(chat), "max_tokens": max_tokens, "temperature": 0}
             answer = _answer(client, url, body)
             told()
@@ -39,7 +48,7 @@ def ask(
         return list(pool.map(one, chats))
 
 
-def _answer(client: httpx.Client, url: str, body: dict[str, Any]) -> str:
+def _answer(client: httpx.Client, url: str, body: dict[str, Any]) -> Reply:
     try:
         response = client.post(url, json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -49,7 +58,8 @@ def _answer(client: httpx.Client, url: str, body: dict[str, Any]) -> str:
     try:
         content = response.json()
         if response.is_success:
-            return str(content["choices"][0]["message"]["content"] or "").strip()
+            text = str(content["choices"][0]["message"]["content"] or "").strip()
+            return Reply(text, response.headers.get(WAY))
         message, code = str(content["error"]["message"]), content["error"].get("code")
     except (ValueError, KeyError, IndexError, TypeError):
         message, code = f"something that is no chat completion: {response.text[:200]}", None

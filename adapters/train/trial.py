@@ -1,15 +1,17 @@
-"""A finished adapter on its base, offline: loss and answers on a data file, of the base and of the adapter.
+"""What training made, offline: loss and answers on a data file, of it and of its base.
 
-The base is loaded as `loraplex.json` says that it was trained, so that the score is that of what was trained; a server
-on NF4 gives the same. Knows nothing of servers.
+An adapter's base is loaded as `loraplex.json` says that it was trained, so that the score is that of what was trained;
+a server on NF4 gives the same. A merged model is loaded as it lies there, and so is its base. Knows nothing of servers.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from adapters.base import CONFIG
 from adapters.errors import ConfigError
 from adapters.json_document import read_document
 from adapters.train import model as models
@@ -20,26 +22,37 @@ from adapters.train.provenance import PROVENANCE
 from adapters.train.questions import Question
 from adapters.train.sections import ModelSection, QuantizationSection
 
+ADAPTER_CONFIG = "adapter_config.json"
 BATCH = 8
 NO_LIMIT = 1 << 20
 """Tokens of a row: an evaluation cuts nothing."""
 
 
-class Trial:
-    """A base with an adapter on it, which can be switched off."""
+def trial_of(path: Path, base: Path) -> Trial:
+    """Of an adapter, or of a model that an adapter was merged into."""
+    if (path / ADAPTER_CONFIG).is_file():
+        return AdapterTrial(path, base)
+    if (path / CONFIG).is_file():
+        return MergedTrial(path, base)
+    raise ConfigError(
+        f"{path} holds no adapter and no model; expected a directory with {ADAPTER_CONFIG} (as save_pretrained writes "
+        f"it) or {CONFIG} (as `loraplex merge` does)"
+    )
 
-    def __init__(self, adapter: Path, base: Path) -> None:
-        if not (adapter / "adapter_config.json").is_file():
-            raise ConfigError(f"{adapter} holds no adapter; expected a directory that save_pretrained wrote")
-        from peft import PeftModel
 
-        section, quantization = trained_on(adapter, base)
-        self.tokenizer = models.load_tokenizer(section)
-        self.model: Any = PeftModel.from_pretrained(models.load_base(section, quantization), str(adapter))
+class Trial(ABC):
+    """A base, and what was made of it."""
+
+    tokenizer: Any
+
+    @abstractmethod
+    def _asked(self, *, base: bool) -> tuple[Any, bool]:
+        """A model, and whether its adapter is to be off."""
 
     def loss(self, conversations: Sequence[Conversation], *, base: bool) -> float:
+        model, off = self._asked(base=base)
         examples: list[Example] = encode_all(conversations, self.tokenizer, NO_LIMIT)
-        return held_out_loss(self.model, examples, self.tokenizer.pad_token_id, BATCH, base=base)
+        return held_out_loss(model, examples, self.tokenizer.pad_token_id, BATCH, base=off)
 
     def answers(
         self,
@@ -49,12 +62,50 @@ class Trial:
         base: bool,
         told: Callable[[int], None] = lambda count: None,
     ) -> list[str]:
+        model, off = self._asked(base=base)
         found: list[str] = []
         for start in range(0, len(asked), BATCH):
             chats = [question.chat for question in asked[start : start + BATCH]]
-            found += replies(self.model, self.tokenizer, chats, max_new_tokens, base=base)
+            found += replies(model, self.tokenizer, chats, max_new_tokens, base=off)
             told(len(chats))
         return found
+
+
+class AdapterTrial(Trial):
+    """One model, whose adapter can be switched off."""
+
+    def __init__(self, adapter: Path, base: Path) -> None:
+        from peft import PeftModel
+
+        section, quantization = trained_on(adapter, base)
+        self.tokenizer = models.load_tokenizer(section)
+        self._model: Any = PeftModel.from_pretrained(models.load_base(section, quantization), str(adapter))
+
+    def _asked(self, *, base: bool) -> tuple[Any, bool]:
+        return self._model, base
+
+
+class MergedTrial(Trial):
+    """Two models, one in memory at a time."""
+
+    def __init__(self, merged: Path, base: Path) -> None:
+        self._merged, self._base, self._dtype = merged, base, computed_in(merged)
+        self.tokenizer = models.load_tokenizer(ModelSection(model_name_or_path=merged))
+        self._held: tuple[Path, Any] | None = None
+
+    def _asked(self, *, base: bool) -> tuple[Any, bool]:
+        path = self._base if base else self._merged
+        if self._held is None or self._held[0] != path:
+            self._held = None  # before the other is loaded
+            section = ModelSection(model_name_or_path=path, dtype=self._dtype)
+            self._held = path, models.load_base(section, QuantizationSection(load_in_4bit=False))
+        return self._held[1], False
+
+
+def computed_in(model: Path) -> Literal["auto", "float32"]:
+    """What holds its values exactly: bfloat16 has fewer digits than the other two."""
+    config = read_document(model / CONFIG)
+    return "float32" if config.get("dtype", config.get("torch_dtype")) in ("float32", "float16") else "auto"
 
 
 def trained_on(adapter: Path, base: Path) -> tuple[ModelSection, QuantizationSection]:

@@ -20,8 +20,10 @@ import psutil
 import pytest
 
 from adapters.base import BaseModel
+from adapters.train.cli import main as evaluation
 from server.launch import launch
 from tests.flows.live import KEY, Live
+from tests.flows.trained import write_rows
 from tests.server.harness import until
 
 pytestmark = pytest.mark.engine
@@ -46,9 +48,9 @@ FLAGS += [
     "--promotion-speedup",
     "0",
 ]  # kept whatever it gains: that differs from day to day
-FLAGS += ["--promotion-tokens-per-minute", "20000"]
+FLAGS += ["--promotion-tokens-per-minute", "12000"]
 """What a crowd of long prompts has, and nothing else here."""
-LONG = "Here is what I know. " * 60
+LONG = "Here is what I know. " * 150
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +84,39 @@ def engines(live: Live) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.create_time())
 
 
-def until_ready(client: httpx.Client, live: Live, timeout_s: float = 180) -> None:
+def until_ready(client: httpx.Client, live: Live, timeout_s: float = 900) -> None:
     deadline = time.monotonic() + timeout_s
     while (shown := client.get(MERGED).json())["state"] != "ready":
         assert time.monotonic() < deadline, (shown, live.server.tail())
         time.sleep(0.5)
 
 
-def test_promoted_killed_under_a_stream_rebuilt_and_fallen_back_from(beside: Live) -> None:
+def scores(live: Live, data: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Of pirate, by `train eval` through the server."""
+    words = ["pirate", "--server", live.server.url, "--api-key", KEY, "--data", str(data)]
+    assert evaluation(["eval", *words, "--max-new-tokens", "40", "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out)["adapter"])
+
+
+def test_promoted_killed_under_a_stream_rebuilt_and_fallen_back_from(
+    beside: Live, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with beside.client() as client:
         before = [chat(client, question) for question in QUESTIONS]
         assert {way for way, _ in before} == {"lora"}
-        job = client.put(f"{MERGED}?wait_s=300").json()
+        asked = zip(QUESTIONS, [*texts(before)[:2], "Nobody."], strict=True)
+        rows = [[{"role": "user", "content": one}, {"role": "assistant", "content": other}] for one, other in asked]
+        data = write_rows([{"messages": row} for row in rows], tmp_path / "asked.jsonl")
+        scored = scores(beside, data, capsys)
+        assert (scored["exact"], scored.pop("ways")) == (2 / 3, {"lora": 3})
+        job = client.put(f"{MERGED}?wait_s=600", timeout=660).json()
         assert job["state"] == "succeeded", (job, beside.server.tail())
         after = [chat(client, question) for question in QUESTIONS]
         assert {way for way, _ in after} == {"merged"}
         assert texts(after) == texts(before)
+        scored_merged = scores(beside, data, capsys)
+        assert scored_merged.pop("ways") == {"merged": 3}
+        assert scored_merged == scored
 
         page = client.get("/metrics").text
         name = client.get(MERGED).json()["name"]
@@ -207,7 +226,7 @@ def answer_of(response: httpx.Response, stream: bool) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
 
 
-async def story_until(client: httpx.AsyncClient, state: str, live: Live, timeout_s: float = 240) -> dict[str, Any]:
+async def story_until(client: httpx.AsyncClient, state: str, live: Live, timeout_s: float = 900) -> dict[str, Any]:
     """The newest story of pirate by the policy, when it is in this state."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -243,7 +262,7 @@ async def test_most_tokens_get_an_engine_by_themselves_and_lose_it_when_they_mov
         assert (await client.get(MERGED)).status_code in (200, 404)  # on its way out, or gone
         crowd.model = "pirate"
         back = len(crowd.heard)
-        await until(lambda: [each for each in crowd.heard[back:] if each[:2] == ("pirate", "lora")], 60)
+        await until(lambda: [each for each in crowd.heard[back:] if each[:2] == ("pirate", "lora")], 300)
         after = await outcomes(client)
 
     ways, answers = crowd.answers("pirate")

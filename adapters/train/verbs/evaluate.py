@@ -1,12 +1,17 @@
-"""train eval: base against adapter on a data file, offline or through a server: loss, exact match, fields of JSON."""
+"""train eval: base against adapter on a data file, offline or through a server: loss, exact match, fields of JSON.
+
+A merged model may stand where an adapter does. Through a server both are the adapter's name, and it is told which way
+the answers went.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +33,7 @@ HELP = "score an adapter against its base on a data file, offline or through a s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER", help="a directory; with --server a name that the server knows")
+    parser.add_argument("adapter", metavar="ADAPTER", help="a directory, of a merged model too; with --server a name")
     parser.add_argument("--data", type=Path, required=True, action="append", metavar="FILE", help="may be repeated")
     parser.add_argument("--base", metavar="MODEL", help='directory of the base; with --server its name (default: "")')
     parser.add_argument("--server", metavar="URL", help="ask this server instead of loading anything")
@@ -45,32 +50,51 @@ def execute(arguments: argparse.Namespace, console: Console) -> None:
     asked = questions(conversations)
     expected = [question.expected for question in asked]
     judge = _served if arguments.server else _offline
-    (before, base_loss), (after, loss) = judge(arguments, conversations, asked, console)
-    scores = {"base": score(expected, before, base_loss), "adapter": score(expected, after, loss)}
+    before, after = judge(arguments, conversations, asked, console)
+    scores = {
+        "base": score(expected, before.answers, before.loss),
+        "adapter": score(expected, after.answers, after.loss),
+    }
     output = Console()
     if arguments.json:
-        output.print_json(json.dumps({name: asdict(each) for name, each in scores.items()}), indent=None)
+        ways = {"base": before.ways, "adapter": after.ways}
+        told = {name: asdict(each) | {"ways": ways[name]} for name, each in scores.items()}
+        output.print_json(json.dumps(told), indent=None)
         return
-    output.print(table(scores["base"], scores["adapter"]))
-    wrong = [row for row in zip(asked, after, strict=True) if row[0].expected.strip() != row[1].strip()]
+    shown = table(scores["base"], scores["adapter"])
+    if before.ways and after.ways:
+        shown.add_row("answered by", _told(before.ways), _told(after.ways))
+    output.print(shown)
+    wrong = [row for row in zip(asked, after.answers, strict=True) if row[0].expected.strip() != row[1].strip()]
     for question, answer in wrong[: arguments.show]:
         output.print(f"[bold]{escape(question.chat[-1]['content'])}[/]")
         output.print(f"  expected  {escape(question.expected)}\n  adapter   {escape(answer)}")
 
 
-Answers = tuple[list[str], float | None]
+@dataclass(frozen=True)
+class Heard:
+    """Of one model."""
+
+    answers: list[str]
+    loss: float | None = None
+    ways: Mapping[str, int] | None = None
+    """Way of the server (`base`, `lora`, `merged`) → answers that went it."""
+
+
+def _told(ways: Mapping[str, int]) -> str:
+    return ", ".join(f"{way} {count}" for way, count in sorted(ways.items()))
 
 
 def _offline(
     arguments: argparse.Namespace, conversations: Sequence[Conversation], asked: Sequence[Question], console: Console
-) -> tuple[Answers, Answers]:
+) -> tuple[Heard, Heard]:
     if not arguments.base:
         raise ConfigError("--base is missing: the directory of the base; or give --server and a name that it knows")
     with quiet_libraries():
-        from adapters.train.trial import Trial
+        from adapters.train.trial import trial_of
 
-        trial = Trial(Path(arguments.adapter), Path(arguments.base))
-        results: list[Answers] = []
+        trial = trial_of(Path(arguments.adapter), Path(arguments.base))
+        results: list[Heard] = []
         with Progress(console=console, transient=True) as progress:
             for name in ("base", "adapter"):
                 task = progress.add_task(f"asking the {name}", total=len(asked))
@@ -81,20 +105,20 @@ def _offline(
                     base=name == "base",
                     told=partial(progress.advance, task),
                 )
-                results.append((answers, loss))
+                results.append(Heard(answers, loss))
     return results[0], results[1]
 
 
 def _served(
     arguments: argparse.Namespace, conversations: Sequence[Conversation], asked: Sequence[Question], console: Console
-) -> tuple[Answers, Answers]:
+) -> tuple[Heard, Heard]:
     chats = [question.chat for question in asked]
     key = arguments.api_key or os.environ.get("LORAPLEX_API_KEY")
-    results: list[Answers] = []
+    results: list[Heard] = []
     with Progress(console=console, transient=True) as progress:
         for name in (arguments.base or "", arguments.adapter):
             task = progress.add_task(f"asking {name or 'the base'}", total=len(chats))
-            answers = ask(
+            replies = ask(
                 arguments.server,
                 name,
                 chats,
@@ -102,7 +126,8 @@ def _served(
                 key,
                 partial(progress.advance, task),
             )
-            results.append((answers, None))
+            ways = Counter(reply.way for reply in replies if reply.way)
+            results.append(Heard([reply.text for reply in replies], ways=dict(ways) or None))
     return results[0], results[1]
 
 

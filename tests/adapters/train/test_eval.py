@@ -13,10 +13,12 @@ import httpx
 import pytest
 import yaml
 
+from adapters.merge.cli import main as merge
 from adapters.train.cli import main
 from adapters.train.config import load_config
 from adapters.train.data import split_by_hash
 from adapters.train.reading import read_files
+from adapters.train.trial import computed_in
 from tests.adapters.train.conftest import ROWS
 
 QUESTIONS = ("Hello", "Who are you?", "Where do ships go when it storms?")
@@ -101,6 +103,30 @@ def test_the_losses_are_those_that_the_run_recorded(
     assert found["adapter"]["loss"] == pytest.approx(recorded["held_out_loss"], abs=1e-4)
 
 
+def test_a_merged_model_scores_as_the_adapter_that_went_into_it(
+    learnt: Path, loud_base: Path, asked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = learnt / "merged"
+    flags = ["--from", "original", "--dtype", "float32", "--no-verify"]
+    assert merge([str(learnt / "out"), "--base", str(loud_base), "--out", str(merged), *flags]) == 0
+    capsys.readouterr()
+    apart = scores(capsys, str(learnt / "out"), "--base", str(loud_base), "--data", str(asked))
+    found = scores(capsys, str(merged), "--base", str(loud_base), "--data", str(asked))
+    assert (found["base"]["exact"], found["adapter"]["exact"]) == (0.0, 1.0)
+    assert found["base"]["loss"] == apart["base"]["loss"]
+    assert found["adapter"]["loss"] == pytest.approx(apart["adapter"]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [({"dtype": "float16"}, "float32"), ({"torch_dtype": "bfloat16"}, "auto")]
+)
+def test_a_merged_model_is_computed_in_a_type_that_holds_it(
+    tmp_path: Path, config: dict[str, str], expected: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert computed_in(tmp_path) == expected
+
+
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[httpx.Request], httpx.Response]], None]:
     """A server of one function, behind httpx itself."""
@@ -120,7 +146,8 @@ def test_a_server_is_asked_for_both_greedily_and_with_the_key(
         body = json.loads(request.content)
         seen.append((request.headers["authorization"], body))
         said = "Ahoy!" if body["model"] == "sailor@2" and body["messages"][-1]["content"] == "Hello" else "What?"
-        return httpx.Response(200, json={"choices": [{"message": {"content": said}}]})
+        way = {"x-loraplex-path": "merged" if body["model"] else "base"}
+        return httpx.Response(200, headers=way, json={"choices": [{"message": {"content": said}}]})
 
     answering(handle)
     (tmp_path / "rows.jsonl").write_text(ROWS)
@@ -128,6 +155,7 @@ def test_a_server_is_asked_for_both_greedily_and_with_the_key(
     found = scores(capsys, *command)
     assert (found["base"]["exact"], found["adapter"]["exact"]) == (0.0, 0.25)
     assert found["adapter"]["loss"] is None
+    assert (found["base"]["ways"], found["adapter"]["ways"]) == ({"base": 4}, {"merged": 4})
     assert [body["model"] for _, body in seen] == [""] * 4 + ["sailor@2"] * 4
     assert {key for key, _ in seen} == {"Bearer secret"}
     assert {(body["temperature"], body["max_tokens"]) for _, body in seen} == {(0, TOKENS)}
