@@ -13,6 +13,7 @@ from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import ArgumentError
 
 from adapters.errors import Conflict, StoreError
+from adapters.glances import Glances
 
 BUSY_TIMEOUT_MS = 10_000
 IMMEDIATE = "loraplex_begin_immediate"
@@ -32,6 +33,7 @@ class Database:
                 "and the driver it names installed"
             ) from error
         self._turn = threading.Lock()
+        self.glances = Glances(self._engine)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
@@ -109,6 +111,7 @@ class Database:
             yield True
 
     def close(self) -> None:
+        self.glances.close()
         self._engine.dispose()
 
 

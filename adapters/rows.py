@@ -6,7 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, false, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    bindparam,
+    delete,
+    false,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from adapters import merge_reports, names, schema, shadow_rows, tag_rows
 from adapters.errors import NotFound
@@ -22,6 +34,10 @@ MOVES_KEPT = 100
 """Of an alias; older ones are forgotten."""
 RECORD = [schema.versions.c[each.name] for each in fields(Version)]
 """The columns that a record shows; others are for looking."""
+REVISION = select(schema.adapters.c.revision).where(
+    schema.adapters.c.name == bindparam("name"), schema.adapters.c.removed_at.is_(None)
+)
+"""Of the adapter `name`."""
 
 
 def open_adapter(connection: Connection, name: str, description: str | None) -> int:

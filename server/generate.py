@@ -89,7 +89,7 @@ class Generator:
         body = await read_json(request, self._max_request_bytes)
         user = body.get("user")
         sticky = user if isinstance(user, str) and user else key
-        target = await asyncio.to_thread(self._resolver.resolve, _model_of(body), sticky)
+        target = await self._resolver.find(_model_of(body), sticky)
         return await _until_disconnect(request, lambda: self._generate(endpoint, body, target))
 
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:

@@ -9,6 +9,7 @@ Names are looked up in our registry only; a client's string is never a path. Kno
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from adapters.errors import InvalidAdapter, NotFound
 from adapters.names import DEFAULT, is_alias
 from adapters.records import MERGE_ONLY, READY
 from adapters.registry import Registry, Version
+from adapters.servable import is_servable
 from adapters.store import Store
 from server.errors import AdapterUnavailable, ModelNotFound, ServerError
 
@@ -60,16 +62,15 @@ class Resolver:
         Raises ModelNotFound, AdapterUnavailable for a version that exists but must not serve, and what stands in the
         way of one that only a merged engine can serve.
         """
-        if asked in ("", self.base_name):
-            return Target(asked or self.base_name)
-        name, _, ref = asked.removeprefix(self.base_name + ":").partition("@")
+        if self._is_base(asked):
+            return Target(self.base_name)
+        name, ref = self._split(asked)
         try:
-            version = self._registry.resolve(name, ref or None, sticky=sticky)
+            version = self._registry.resolve(name, ref, sticky=sticky)
         except (NotFound, InvalidAdapter) as error:
             raise _not_found(asked, str(error)) from None
-        alias = ref or DEFAULT if is_alias(ref or DEFAULT) else None
         if version.state == MERGE_ONLY:
-            if (why_not := self._why_not_merged(version, alias)) is not None:
+            if (why_not := self._why_not_merged(version, _alias(ref))) is not None:
                 raise why_not
         elif version.state != READY:
             raise AdapterUnavailable(
@@ -77,7 +78,35 @@ class Resolver:
                 code=f"adapter_{version.state}",
                 param="model",
             )
-        return Target(asked, version, self._store.at_hand(version.digest), alias)
+        return self._target(asked, ref, version)
+
+    async def find(self, asked: str, sticky: str | None = None) -> Target:
+        """The same for an event loop: on a thread only where it is not known at once."""
+        known = self._at_once(asked, sticky)
+        return known if known is not None else await asyncio.to_thread(self.resolve, asked, sticky)
+
+    def _at_once(self, asked: str, sticky: str | None) -> Target | None:
+        if self._is_base(asked):
+            return Target(self.base_name)
+        name, ref = self._split(asked)
+        version = self._registry.resolve_at_once(name, ref, sticky=sticky)
+        if version is None or not is_servable(version, self._registry.answers):
+            return None  # `resolve` says why
+        return self._target(asked, ref, version)
+
+    def _is_base(self, asked: str) -> bool:
+        return asked in ("", self.base_name)
+
+    def _split(self, asked: str) -> tuple[str, str | None]:
+        name, _, ref = asked.removeprefix(self.base_name + ":").partition("@")
+        return name, ref or None
+
+    def _target(self, asked: str, ref: str | None, version: Version) -> Target:
+        return Target(asked, version, self._store.at_hand(version.digest), _alias(ref))
+
+
+def _alias(ref: str | None) -> str | None:
+    return ref or DEFAULT if is_alias(ref or DEFAULT) else None
 
 
 def _not_found(asked: str, detail: str) -> ModelNotFound:

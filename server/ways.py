@@ -6,7 +6,6 @@ taken here, turns and leases, is given back by whoever closes the stack that it 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack, nullcontext
@@ -110,7 +109,7 @@ class Ways:
         if not turn.granted.done():
             waited_s = await _seconds(turn.granted)
             if target.version is not None:
-                await asyncio.to_thread(self._resolver.resolve, target.version.ref)  # deleted meanwhile?
+                await self._resolver.find(target.version.ref)  # deleted meanwhile?
         self._telemetry.waited(target.version.adapter if target.version else self._resolver.base_name, waited_s)
 
 

@@ -48,6 +48,27 @@ def test_the_base_model(resolver: Resolver, asked: str) -> None:
     assert (target.asked, target.version, target.path) == ("tiny", None, None)
 
 
+async def test_what_is_known_is_found_without_a_thread(own: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver, registry = own.services.generator._resolver, own.services.registry
+    found = {asked: await resolver.find(asked) for asked in ("", "a", "a@stable", "a@2", "tiny:a@latest")}
+    assert found == {asked: resolver.resolve(asked) for asked in found}
+    with monkeypatch.context() as changed:
+        changed.setattr(resolver, "resolve", None)
+        assert found == {asked: await resolver.find(asked) for asked in found}
+    registry.set_alias("a", "default", 2)
+    assert await resolver.find("a") == resolver.resolve("a") != found["a"]
+
+
+@pytest.mark.parametrize("state", ["draining", "quarantined", "failed"])
+async def test_what_was_known_and_is_out_of_service_now_says_why(own: World, state: str) -> None:
+    resolver = own.services.generator._resolver
+    assert (await resolver.find("a")).version is not None
+    own.services.registry.set_state("a", 3, state, "it said NaN")
+    for _ in range(2):
+        with pytest.raises(AdapterUnavailable, match=f"adapter a@3 is {state}: it said NaN"):
+            await resolver.find("a")
+
+
 @pytest.mark.parametrize(
     ("asked", "number"),
     [
@@ -93,9 +114,9 @@ def test_the_engine_sees_name_and_digest(resolver: Resolver, versions: Sequence[
         "a@2@stable", "%", "a%",
     ],
 )  # fmt: skip
-def test_anything_else_does_not_exist(resolver: Resolver, asked: str) -> None:
+async def test_anything_else_does_not_exist(resolver: Resolver, asked: str) -> None:
     with pytest.raises(ModelNotFound) as missing:
-        resolver.resolve(asked)
+        await resolver.find(asked)
     assert missing.value.param == "model"
     assert missing.value.code == "model_not_found"
     assert len(missing.value.message) < 12_000
