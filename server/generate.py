@@ -26,7 +26,7 @@ from server.leased_stream import LeasedStream
 from server.lifecycle import Lifecycle
 from server.request_body import read_json
 from server.resolve import Resolver, Target
-from server.running import Running
+from server.running import Running, Use
 from server.shadow import Shadows
 from server.telemetry import Telemetry
 from server.traffic import Traffic
@@ -90,18 +90,20 @@ class Generator:
         user = body.get("user")
         sticky = user if isinstance(user, str) and user else key
         target = await self._resolver.find(_model_of(body), sticky)
-        return await _until_disconnect(request, lambda: self._generate(endpoint, body, target))
-
-    async def _generate(self, endpoint: Endpoint, body: dict[str, Any], target: Target) -> Response:
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as held:  # out here: what `_begin` took is given back also where nobody hears of it
             use = held.enter_context(self._running.entered(line_of(target)))
-            with use:
-                answer, way = await self._begin(endpoint, body, target, held)
+            answer, way = await _until_disconnect(request, lambda: self._begin(use, endpoint, body, target, held))
             if answer.events is None:
                 return JSONResponse(answer.body, answer.status, _headers(target, way))
             return LeasedStream(use, answer.events, held.pop_all(), _headers(target, way))
 
     async def _begin(
+        self, use: Use, endpoint: Endpoint, body: dict[str, Any], target: Target, held: AsyncExitStack
+    ) -> tuple[Answer, Way]:
+        with use:
+            return await self._answer(endpoint, body, target, held)
+
+    async def _answer(
         self, endpoint: Endpoint, body: dict[str, Any], target: Target, held: AsyncExitStack
     ) -> tuple[Answer, Way]:
         """The whole answer, or one whose events are still to come; `held` has what must be given back behind it."""

@@ -44,6 +44,11 @@ class FakeEngine:
         self.running = 0
         self.aborted = 0
         self.loads: list[str] = []
+        self.asked: list[str] = []
+        """The adapter of every generation that names one, in the order in which they came."""
+        self._may_go_on, self._may_load = asyncio.Event(), asyncio.Event()
+        self._most_tokens = 0
+        self.go_on()
         self.fault: Callable[[AdapterHandle], Fault | None] = lambda handle: None
         """What goes wrong with an adapter, for tests."""
         self.dead = True
@@ -62,6 +67,19 @@ class FakeEngine:
     def die(self) -> None:
         """What a kill -9 of the engine process looks like from here."""
         self.dead = True
+        self.go_on()
+
+    def pause(self, after: int = 0, *, loads: bool = False) -> None:
+        """From now on an answer stands still when it has so many tokens, until `go_on`; with `loads` a load as well.
+        So a test decides what comes before what, and no clock does."""
+        self._most_tokens = after
+        self._may_go_on.clear()
+        if loads:
+            self._may_load.clear()
+
+    def go_on(self) -> None:
+        self._may_go_on.set()
+        self._may_load.set()
 
     async def check_health(self) -> None:
         if self.dead:
@@ -70,6 +88,7 @@ class FakeEngine:
     async def add_adapter(self, handle: AdapterHandle) -> None:
         await self.check_health()
         await asyncio.sleep(self._load_s)
+        await self._may_load.wait()
         self.loads.append(handle.name)
         if not (Path(handle.path) / "adapter_config.json").exists():
             raise ValueError(f"Loading lora {handle.name} failed: No adapter found for {handle.path}")
@@ -95,6 +114,8 @@ class FakeEngine:
         words = self._words(generation)
         stats = Stats(prompt_tokens=len(_prompt(generation).split()), prompt_ids=_ids(_prompt(generation).split()))
         self.running += 1
+        if generation.adapter is not None:
+            self.asked.append(generation.adapter.name)
         finished = False
         try:
             if generation.body.get("stream"):
@@ -142,6 +163,8 @@ class FakeEngine:
         started = time.perf_counter()
         for word in words:
             await asyncio.sleep(self._token_s)
+            if stats.generated_tokens >= self._most_tokens:
+                await self._may_go_on.wait()
             await self.check_health()
             if stats.ttft_s is None:
                 stats.ttft_s = time.perf_counter() - started

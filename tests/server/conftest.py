@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from server.launch import ServerProcess, launch
 from tests.adapters.factories import write_base
-from tests.server.harness import WITH_KEYS, World, upload, world
+from tests.server.harness import PATIENCE_S, WITH_KEYS, World, upload, world
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 
 
 def wait_until_ready(client: TestClient) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while client.get("/readyz").status_code != 200:
         assert time.monotonic() < deadline, "the fake engine did not become ready"
         time.sleep(0.005)

@@ -22,6 +22,8 @@ from tests.adapters.factories import AdapterFiles, lora_tensors
 
 LOCAL = "http://127.0.0.1"
 KEYS = {"infer": "key-that-may-infer", "publish": "key-that-may-publish", "admin": "key-that-may-admin"}
+PATIENCE_S = 60.0
+"""How long a test waits for what should take a moment. Only one that fails waits so long."""
 WITH_KEYS: dict[str, Any] = {"api_keys": tuple(f"{scope}:{secret}" for scope, secret in KEYS.items())}
 
 
@@ -169,7 +171,7 @@ class Exchange:
         return b"".join(message.get("body", b"") for message in self.messages).decode()
 
 
-async def until(condition: Any, timeout_s: float = 5.0) -> None:
+async def until(condition: Any, timeout_s: float = PATIENCE_S) -> None:
     """Wait for a condition that another task makes true."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - nobody sets an event for a test

@@ -19,15 +19,15 @@ from server.engine.fake import FakeEngine
 from server.engine.protocol import Answer, Generation
 from server.errors import CorruptedOutput
 from server.launch import ServerProcess
-from tests.server.harness import Exchange, World, chat, events, ingest, said, until, upload, world
+from tests.server.harness import PATIENCE_S, Exchange, World, chat, events, ingest, said, until, upload, world
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 @pytest.fixture
-def slow(tiny_base: Path, tmp_path: Path) -> World:
-    """An engine that takes 20 ms a token."""
-    return world(tiny_base, tmp_path / "slow", token_s=0.02)
+def pausing(tiny_base: Path, tmp_path: Path) -> World:
+    """Its clients leave while its engine is paused."""
+    return world(tiny_base, tmp_path / "pausing")
 
 
 def leases(built: World) -> int:
@@ -154,11 +154,12 @@ def test_an_oversize_body_is_refused_whatever_it_declares(tiny_base: Path, tmp_p
 
 
 def test_an_engine_that_dies_in_mid_stream_is_an_error_event(client: TestClient, built: World) -> None:
-    built.engine._token_s = 0.02
+    built.engine.pause(after=1)
     upload(client, "a")
-    with client.stream("POST", CHAT, json=chat("a", " ".join("x" * 200), stream=True)) as response:
+    with client.stream("POST", CHAT, json=chat("a", stream=True)) as response:
         assert response.status_code == 200
-        built.engine.die()
+        assert client.portal is not None
+        client.portal.call(built.engine.die)
         *chunks, error, done = events("".join(response.iter_text()))
     assert done == "[DONE]"
     assert error["error"]["code"] == "engine_unavailable"
@@ -206,81 +207,92 @@ def test_corrupted_output_quarantines_the_adapter(built: World, monkeypatch: pyt
 # A client that leaves, in this event loop -------------------------------------------------------------------------
 
 
-async def test_leaving_a_stream_gives_the_lease_back_and_aborts(slow: World) -> None:
-    async with slow.running():
-        name = ingest(slow, "a")
-        exchange = Exchange(slow.app, CHAT, chat("a", " ".join("x" * 500), stream=True))
+async def test_leaving_a_stream_gives_the_lease_back_and_aborts(pausing: World) -> None:
+    async with pausing.running():
+        name = ingest(pausing, "a")
+        pausing.engine.pause(after=1)
+        exchange = Exchange(pausing.app, CHAT, chat("a", stream=True))
         answering = exchange.start()
         while not (await exchange.heard()).get("body"):
-            assert slow.services.residency.snapshot()[name].leases == 1
-        assert slow.engine.running == 1
+            assert pausing.services.residency.snapshot()[name].leases == 1
+        assert pausing.engine.running == 1
         exchange.leave()
-        await asyncio.wait_for(answering, 2)
-        await until(lambda: leases(slow) == 0)
-        assert (slow.engine.running, slow.engine.aborted) == (0, 1)
+        await asyncio.wait_for(answering, PATIENCE_S)
+        await until(lambda: leases(pausing) == 0)
+        assert (pausing.engine.running, pausing.engine.aborted) == (0, 1)
 
 
-async def test_leaving_a_whole_answer_gives_the_lease_back_and_aborts(slow: World) -> None:
-    async with slow.running():
-        ingest(slow, "a")
-        exchange = Exchange(slow.app, CHAT, chat("a", " ".join("x" * 500)))
+async def test_leaving_a_whole_answer_gives_the_lease_back_and_aborts(pausing: World) -> None:
+    async with pausing.running():
+        ingest(pausing, "a")
+        pausing.engine.pause()
+        exchange = Exchange(pausing.app, CHAT, chat("a"))
         answering = exchange.start()
-        await until(lambda: slow.engine.running == 1)
-        assert leases(slow) == 1
+        await until(lambda: pausing.engine.running == 1)
+        assert leases(pausing) == 1
         exchange.leave()
-        await asyncio.wait_for(answering, 2)
-        assert (leases(slow), slow.engine.running, slow.engine.aborted) == (0, 0, 1)
+        await asyncio.wait_for(answering, PATIENCE_S)
+        assert (leases(pausing), pausing.engine.running, pausing.engine.aborted) == (0, 0, 1)
 
 
-async def test_leaving_while_the_adapter_loads_wastes_no_lease(slow: World) -> None:
-    slow.load_s = 0.1
-    async with slow.running():
-        name = ingest(slow, "a")
-        exchange = Exchange(slow.app, CHAT, chat("a"))
+async def test_leaving_while_the_adapter_loads_wastes_no_lease(pausing: World) -> None:
+    async with pausing.running():
+        name = ingest(pausing, "a")
+        pausing.engine.pause(loads=True)
+        exchange = Exchange(pausing.app, CHAT, chat("a"))
         answering = exchange.start()
-        await until(slow.services.residency.loading)
+        await until(pausing.services.residency.loading)
         exchange.leave()
-        await asyncio.wait_for(answering, 2)
-        await until(lambda: name in slow.services.residency.snapshot())
-        assert (leases(slow), slow.engine.running, slow.engine.aborted) == (0, 0, 0)
+        await asyncio.wait_for(answering, PATIENCE_S)
+        pausing.engine.go_on()
+        await until(lambda: name in pausing.services.residency.snapshot())
+        assert (leases(pausing), pausing.engine.running, pausing.engine.aborted) == (0, 0, 0)
 
 
-async def test_leaving_between_answer_and_first_event_gives_the_lease_back(slow: World) -> None:
-    async with slow.running():
-        ingest(slow, "a")
-        exchange = Exchange(slow.app, CHAT, chat("a", stream=True))
+async def test_leaving_between_answer_and_first_event_gives_the_lease_back(pausing: World) -> None:
+    async with pausing.running():
+        ingest(pausing, "a")
+        exchange = Exchange(pausing.app, CHAT, chat("a", stream=True))
         exchange.leave()  # already gone when the stream begins
-        await asyncio.wait_for(exchange.start(), 2)
-        await until(lambda: leases(slow) == 0)
-        assert slow.engine.running == 0
+        await asyncio.wait_for(exchange.start(), PATIENCE_S)
+        await until(lambda: leases(pausing) == 0)
+        assert pausing.engine.running == 0
 
 
-async def test_a_server_that_gives_up_a_request_gives_the_lease_back(slow: World) -> None:
-    async with slow.running():
-        ingest(slow, "a")
-        for stream in (False, True):
-            answering = Exchange(slow.app, CHAT, chat("a", " ".join("x" * 500), stream=stream)).start()
-            await until(lambda: slow.engine.running == 1)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_gives_up_a_request_gives_the_lease_back(pausing: World, stream: bool) -> None:
+    """In whatever moment of its beginning: so many turns of the event loop after the engine has it."""
+    async with pausing.running():
+        ingest(pausing, "a")
+        pausing.engine.pause()
+        for turns in range(8):
+            answering = Exchange(pausing.app, CHAT, chat("a", stream=stream)).start()
+            while not pausing.engine.running:  # noqa: ASYNC110 - to the turn
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
             answering.cancel()
             await asyncio.wait([answering])
-            await until(lambda: leases(slow) == 0 and slow.engine.running == 0)
-        assert slow.engine.aborted == 2
+            await until(lambda: leases(pausing) == 0 and pausing.engine.running == 0)
+        assert pausing.engine.aborted == 8
 
 
-async def test_one_clients_leaving_does_not_touch_its_neighbours(slow: World) -> None:
-    async with slow.running():
-        ingest(slow, "a")
-        prompt = " ".join("x" * 20)
-        staying = [Exchange(slow.app, CHAT, chat("a", prompt, stream=stream)) for stream in (False, True)]
-        leaving = [Exchange(slow.app, CHAT, chat("a", prompt, stream=stream)) for stream in (False, True)]
+async def test_one_clients_leaving_does_not_touch_its_neighbours(pausing: World) -> None:
+    async with pausing.running():
+        ingest(pausing, "a")
+        pausing.engine.pause(after=1)
+        staying = [Exchange(pausing.app, CHAT, chat("a", stream=stream)) for stream in (False, True)]
+        leaving = [Exchange(pausing.app, CHAT, chat("a", stream=stream)) for stream in (False, True)]
         tasks = [exchange.start() for exchange in (*staying, *leaving)]
-        await until(lambda: slow.engine.running == 4)
+        await until(lambda: pausing.engine.running == 4)
         for exchange in leaving:
             exchange.leave()
+        await until(lambda: pausing.engine.aborted == 2)
+        pausing.engine.go_on()
         await asyncio.gather(*tasks)
-        assert said(json.loads(staying[0].text)).endswith(prompt)
+        assert said(json.loads(staying[0].text)).endswith("one two three")
         assert events(staying[1].text)[-1] == "[DONE]"
-        assert slow.engine.aborted == 2
+        assert pausing.engine.aborted == 2
 
 
 # The same over a real socket ------------------------------------------------------------------------------------
@@ -302,7 +314,7 @@ def test_a_connection_cut_in_the_body_is_no_error_of_the_server(live_server: Ser
     with socket.create_connection((url.hostname, url.port)) as connection:
         connection.sendall(head.encode())
         time.sleep(0.1)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while b'"path": "/v1/chat/completions"' not in (written := live_server.log.read_bytes()[before:]):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -312,36 +324,39 @@ def test_a_connection_cut_in_the_body_is_no_error_of_the_server(live_server: Ser
 
 @pytest.fixture
 def narrow(tiny_base: Path, tmp_path: Path) -> World:
-    """One slot that is handed over when its answers have ended, as on CUDA; one sequence at a time (and one that is
-    ready to take over), 20 ms a token."""
+    """One slot that is handed over when its answers have ended, as on CUDA, and as soon as anyone wants it; one
+    sequence at a time (and one that is ready to take over)."""
     limits: dict[str, Any] = {
         "device": "cuda",
         "max_loras": 1,
         "max_num_seqs": 1,
-        "adapter_turn_s": 0.05,
+        "adapter_turn_s": 0,
         "max_waiting_requests": 12,
     }
-    return world(tiny_base, tmp_path / "narrow", token_s=0.02, **limits)
+    return world(tiny_base, tmp_path / "narrow", **limits)
 
 
-async def _finished(exchange: Exchange) -> float:
-    """The time at which it was answered; it must be a success."""
-    await exchange.start()
-    assert exchange.status == 200, exchange.text
-    return time.monotonic()
+def _answered(*exchanges: Exchange) -> asyncio.Task[None]:
+    """Started; ends when all of them are answered, with success."""
+
+    async def all_answered() -> None:
+        await asyncio.gather(*[exchange.start() for exchange in exchanges])
+        assert [exchange.status for exchange in exchanges] == [200] * len(exchanges), [each.text for each in exchanges]
+
+    return asyncio.create_task(all_answered())
 
 
 async def test_a_flood_for_one_adapter_does_not_starve_another(narrow: World) -> None:
-    ingest(narrow, "flood", 1)
-    ingest(narrow, "quiet", 2)
+    flood, quiet = ingest(narrow, "flood", 1), ingest(narrow, "quiet", 2)
     async with narrow.running():
-        flood = [asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("flood")))) for _ in range(10)]
-        await until(lambda: narrow.services.turns.waiting == 8)
-        await asyncio.sleep(0.1)
-        quiet = await _finished(Exchange(narrow.app, CHAT, chat("quiet")))
-
-        ends = await asyncio.gather(*flood)
-    assert sum(end > quiet for end in ends) >= 4, "it did not wait for the flood to end"
+        narrow.engine.pause()
+        many = _answered(*[Exchange(narrow.app, CHAT, chat("flood")) for _ in range(10)])
+        await until(lambda: (narrow.engine.running, narrow.services.turns.waiting) == (2, 8))
+        one = _answered(Exchange(narrow.app, CHAT, chat("quiet")))
+        await until(lambda: narrow.services.turns.waiting == 9)
+        narrow.engine.go_on()
+        await asyncio.gather(many, one)
+        assert narrow.engine.asked == [flood, flood, quiet, *[flood] * 8], "it waits for what runs, not for the flood"
     assert narrow.services.turns.waiting == 0
 
 
@@ -349,34 +364,40 @@ async def test_the_adapter_of_a_waiting_request_is_loaded_before_its_turn(narrow
     ingest(narrow, "running", 1)
     waiting = ingest(narrow, "waiting", 2)
     async with narrow.running():
-        first = asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("running", "word " * 30))))
+        narrow.engine.pause()
+        first = _answered(Exchange(narrow.app, CHAT, chat("running")))
         await until(lambda: leases(narrow) == 1)
-        second = asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("waiting"))))
+        second = _answered(Exchange(narrow.app, CHAT, chat("waiting")))
         await until(lambda: waiting in narrow.services.residency.snapshot())
         assert narrow.services.turns.waiting == 1
+        narrow.engine.go_on()
         await asyncio.gather(first, second)
 
 
 async def test_where_slots_go_round_in_the_engine_nobody_waits_for_one_outside(tiny_base: Path, tmp_path: Path) -> None:
-    limits: dict[str, Any] = {"max_loras": 1, "max_num_seqs": 1, "max_resident_adapters": 2, "max_waiting_requests": 12}
-    rotating = world(tiny_base, tmp_path / "rotating", token_s=0.02, **limits)
-    for number, name in enumerate(("flood", "quiet", "third"), start=1):
-        ingest(rotating, name, number)
+    """Eighteen seats and room for two newcomers beside them, but for two adapters only."""
+    limits: dict[str, Any] = {"max_loras": 1, "max_num_seqs": 16, "max_resident_adapters": 2}
+    rotating = world(tiny_base, tmp_path / "rotating", **limits)
+    flood, quiet, third = (ingest(rotating, name, number) for number, name in enumerate(("flood", "quiet", "third")))
     async with rotating.running():
-        flood = [asyncio.ensure_future(_finished(Exchange(rotating.app, CHAT, chat("flood")))) for _ in range(6)]
-        await until(lambda: rotating.services.turns.waiting == 4)
-        quiet = asyncio.ensure_future(_finished(Exchange(rotating.app, CHAT, chat("quiet"))))
-        await until(lambda: rotating.engine.running == 3)
-        third = asyncio.ensure_future(_finished(Exchange(rotating.app, CHAT, chat("third"))))
-        await until(lambda: rotating.services.turns.waiting == 5)
-        ends = await asyncio.gather(*flood, third)
-        assert await quiet < ends[-2], "a place was kept for it"
+        rotating.engine.pause()
+        many = _answered(*[Exchange(rotating.app, CHAT, chat("flood")) for _ in range(20)])
+        await until(lambda: (rotating.engine.running, rotating.services.turns.waiting) == (18, 2))
+        one = _answered(Exchange(rotating.app, CHAT, chat("quiet")))
+        await until(lambda: rotating.engine.running == 19)
+        more = _answered(Exchange(rotating.app, CHAT, chat("third")))
+        await until(lambda: rotating.services.turns.waiting == 3)
+        rotating.engine.go_on()
+        await asyncio.gather(many, one, more)
+        assert rotating.engine.asked[:19] == [*[flood] * 18, quiet]
+        assert sorted(rotating.engine.asked[19:]) == sorted([third, flood, flood])
 
 
 async def test_leaving_the_line_makes_way_and_loads_nothing_further(narrow: World) -> None:
     ingest(narrow, "a", 1)
     async with narrow.running():
-        served = [asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("a")))) for _ in range(2)]
+        narrow.engine.pause()
+        served = _answered(*[Exchange(narrow.app, CHAT, chat("a")) for _ in range(2)])
         await until(lambda: narrow.engine.running == 2)
         leaving = Exchange(narrow.app, CHAT, chat("a"))
         task = leaving.start()
@@ -384,7 +405,8 @@ async def test_leaving_the_line_makes_way_and_loads_nothing_further(narrow: Worl
         leaving.leave()
         await task
         assert narrow.services.turns.waiting == 0
-        await asyncio.gather(*served)
+        narrow.engine.go_on()
+        await served
     assert narrow.engine.aborted == 0
 
 
@@ -392,7 +414,8 @@ async def test_a_version_deleted_while_a_request_waits_for_it_is_said_to_be_gone
     ingest(narrow, "running", 1)
     ingest(narrow, "doomed", 2)
     async with narrow.running():
-        first = asyncio.ensure_future(_finished(Exchange(narrow.app, CHAT, chat("running", "word " * 30))))
+        narrow.engine.pause()
+        first = _answered(Exchange(narrow.app, CHAT, chat("running")))
         await until(lambda: leases(narrow) == 1)
         second = Exchange(narrow.app, CHAT, chat("doomed"))
         task = second.start()
@@ -400,6 +423,7 @@ async def test_a_version_deleted_while_a_request_waits_for_it_is_said_to_be_gone
         deleting = Exchange(narrow.app, "/v1/adapters/doomed", {}, "DELETE")
         await deleting.start()
         assert deleting.status in (200, 202)
+        narrow.engine.go_on()
         await first
         await task
     assert second.status in (404, 409), second.text
@@ -408,8 +432,13 @@ async def test_a_version_deleted_while_a_request_waits_for_it_is_said_to_be_gone
 
 async def test_too_many_waiting_requests_are_told_to_come_back(narrow: World) -> None:
     async with narrow.running():
-        many = [Exchange(narrow.app, CHAT, chat("tiny", "word " * 10)) for _ in range(16)]
-        await asyncio.gather(*[exchange.start() for exchange in many])
+        narrow.engine.pause()
+        many = [Exchange(narrow.app, CHAT, chat("tiny")) for _ in range(16)]
+        tasks = [exchange.start() for exchange in many]
+        await until(lambda: sum(bool(exchange.messages) for exchange in many) == 2)
+        assert (narrow.engine.running, narrow.services.turns.waiting) == (2, 12)
+        narrow.engine.go_on()
+        await asyncio.gather(*tasks)
 
     refused = [exchange for exchange in many if exchange.status == 429]
     assert len(refused) == 2, "two run, twelve wait"
