@@ -24,6 +24,7 @@ HEAD = "lm_head"
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_embedding_[AB])")
 A, B = "lora_embedding_A", "lora_embedding_B"
+MAGNITUDE = "lora_magnitude_vector"
 OF_BASE = f".base_layer{WEIGHT}"
 """Behind a module: the base's own, which PEFT saves beside an adapter on an end."""
 
@@ -70,6 +71,10 @@ def split(source: Source) -> OnEmbeddings:
         if (match := PART.fullmatch(name)) is not None:
             parts.setdefault(match["module"], {})[match["part"]] = span
     for module in parts:
+        if f"{module}.{MAGNITUDE}" in source.spans:
+            raise NotMergeable(
+                f"DoRA on {module}, which is an embedding: train it without use_dora, or the others alone"
+            )
         _require_pair(source, module, parts[module])
     rest = {name: span for name, span in source.spans.items() if not PART.fullmatch(name)}
     scaling = read_scaling(source.config, "lora_alpha") if parts else None

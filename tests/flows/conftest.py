@@ -1,4 +1,5 @@
-"""One real server for all flows: vLLM on the CPU, the NF4 demo base, two adapter slots, three resident adapters."""
+"""Real servers that flows share, vLLM on the CPU: the NF4 demo base with two adapter slots and three resident adapters;
+its values in fp32; and a base in fp32 beside which a merged engine has room."""
 
 from __future__ import annotations
 
@@ -17,6 +18,11 @@ from server.launch import launch
 from tests.flows.live import KEY, Live
 
 FLAGS = ["--max-loras", "2", "--max-resident-adapters", "3", "--kv-cache-memory-bytes", "500000000"]
+BESIDE = [*("--quantization", "none"), *("--dtype", "float32"), *("--max-loras", "2"), *("--max-num-seqs", "8")]
+BESIDE += [*("--kv-cache-memory-bytes", "300000000"), *("--memory-reserve-bytes", "0"), *("--merge-probe-tokens", "64")]
+BESIDE += [*("--promotion", "auto"), *("--promotion-window-s", "10"), *("--promotion-min-life-s", "1")]
+BESIDE += [*("--promotion-requests", "8"), *("--promotion-tokens-per-minute", "12000")]  # a crowd of long prompts
+BESIDE += ["--promotion-speedup", "0"]  # kept whatever it gains: that differs from day to day
 DEMO_ADAPTERS = ("pirate", "ticket")
 
 
@@ -96,4 +102,16 @@ def exact(base: BaseModel, adapters: dict[str, Path], tmp_path_factory: pytest.T
         for name, path in adapters.items():
             bare = shutil.copytree(path, root / name, ignore=shutil.ignore_patterns("loraplex.json"))
             assert running.upload(name, bare).status_code == 201
+        yield running
+
+
+@pytest.fixture(scope="session")
+def beside(base: BaseModel, demo_adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The 16-bit base in fp32, with room for a merged engine beside it: by hand, or where a crowd asks for pirate."""
+    root = tmp_path_factory.mktemp("beside")
+    flags = ["--model", str(base.path), "--data-dir", str(root / "data"), f"--api-keys=admin:{KEY}", *BESIDE]
+    with launch(flags, root / "server.log") as server:
+        server.wait_ready()
+        running = Live(server, base)
+        assert running.upload("pirate", demo_adapters["pirate"]).status_code == 201
         yield running

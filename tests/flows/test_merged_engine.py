@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from adapters.base import BaseModel
 from adapters.train.cli import main as evaluation
-from server.launch import launch
 from tests.flows.live import KEY, Live
 from tests.flows.trained import write_rows
 from tests.server.harness import until
@@ -29,39 +27,7 @@ from tests.server.harness import until
 pytestmark = pytest.mark.engine
 MERGED = "/v1/adapters/pirate/versions/1/merged"
 QUESTIONS = ("Why is the sky blue?", "Tell me a story about the sea.", "What is your name?")
-FLAGS = ["--quantization", "none", "--dtype", "float32", "--max-loras", "2"]
-FLAGS += [
-    "--kv-cache-memory-bytes",
-    "300000000",
-    "--max-num-seqs",
-    "8",
-    "--memory-reserve-bytes",
-    "0",
-    "--merge-probe-tokens",
-    "64",
-]
-WINDOW_S = 10
-FLAGS += ["--promotion", "auto", "--promotion-window-s", str(WINDOW_S), "--promotion-min-life-s", "1"]
-FLAGS += [
-    "--promotion-requests",
-    "8",
-    "--promotion-speedup",
-    "0",
-]  # kept whatever it gains: that differs from day to day
-FLAGS += ["--promotion-tokens-per-minute", "12000"]
-"""What a crowd of long prompts has, and nothing else here."""
 LONG = "Here is what I know. " * 150
-
-
-@pytest.fixture(scope="module")
-def beside(base: BaseModel, demo_adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    root = tmp_path_factory.mktemp("beside")
-    flags = ["--model", str(base.path), "--data-dir", str(root / "data"), f"--api-keys=admin:{KEY}", *FLAGS]
-    with launch(flags, root / "server.log") as server:
-        server.wait_ready()
-        running = Live(server, base)
-        assert running.upload("pirate", demo_adapters["pirate"]).status_code == 201
-        yield running
 
 
 def body(question: str, **more: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pytest
 from adapters.base import BaseModel
 from tests.adapters.train.servable import SERVABLE
 from tests.flows.live import Live
-from tests.flows.test_zoo import gaps, served
+from tests.flows.token_gaps import gaps, served
 from tests.flows.trained import trained
 
 pytestmark = pytest.mark.engine

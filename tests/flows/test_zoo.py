@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from tests.flows.live import Live
+from tests.flows.token_gaps import gaps, served
 from tests.flows.zoo import EXACTLY, MERGE_ONLY, WITH_ERROR, ZOO, Case, make
 
 pytestmark = pytest.mark.engine
-PROMPTS = ("What is the capital of France?", "def mean(values):", "Bonjour, je voudrais annuler ma commande.")
-TOKENS = 8
 TOLERANCE = 3e-4
 """Nats, of any token. Measured: 5.5e-5 at most."""
 
@@ -27,43 +26,6 @@ def pristine(exact: Live) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(exact.base.path, dtype=torch.float32)
-
-
-def served(live: Live, model: str) -> list[dict[str, Any]]:
-    """Prompts and greedy answers: their token ids, and the log-probability of each but the first."""
-    body = {
-        "model": model,
-        "prompt": list(PROMPTS),
-        "max_tokens": TOKENS,
-        "temperature": 0,
-        "logprobs": 0,
-        "prompt_logprobs": 0,
-        "return_token_ids": True,
-    }
-    with live.client() as client:
-        answer = client.post("/v1/completions", json=body).raise_for_status().json()
-    return [
-        {
-            "ids": choice["prompt_token_ids"] + choice["token_ids"],
-            "logprobs": [next(iter(token.values()))["logprob"] for token in choice["prompt_logprobs"] if token]
-            + choice["logprobs"]["token_logprobs"],
-        }
-        for choice in answer["choices"]
-    ]
-
-
-def gaps(model: Any, answers: list[dict[str, Any]]) -> list[float]:
-    """|Δ log-probability| of every token, the reference teacher-forced."""
-    import torch
-
-    found: list[float] = []
-    for answer in answers:
-        ids = torch.tensor([answer["ids"]])
-        with torch.no_grad():
-            logprobs = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), -1)
-        expected = logprobs[range(len(answer["ids"]) - 1), answer["ids"][1:]]
-        found += [abs(a - float(b)) for a, b in zip(answer["logprobs"], expected, strict=True)]
-    return found
 
 
 def upload(live: Live, directory: Path, case: Case) -> Any:

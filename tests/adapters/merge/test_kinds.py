@@ -33,6 +33,7 @@ REFUSED: dict[str, tuple[type[AdapterError], str]] = {
     "P-tuning": (InvalidAdapter, "changes_prompt"),
     "activated LoRA": (InvalidAdapter, "alora"),
     "DoRA on the head that is the embedding": (NotMergeable, "not_mergeable"),
+    "DoRA on the embedding": (NotMergeable, "not_mergeable"),
 }
 
 
@@ -66,6 +67,7 @@ MORE: dict[str, Case] = {
     ),
     "a whole linear layer": lora(None, modules_to_save=["down_proj"], target_modules=QUERY_VALUE),
     "DoRA on the head that is the embedding": lora(None, use_dora=True, target_modules=["q_proj", "lm_head"]),
+    "DoRA on the embedding": lora(None, use_dora=True, target_modules=["q_proj", "embed_tokens"]),
     "trained tokens, named": lora(None, trainable_token_indices={"embed_tokens": [7, 3]}),
     "trained tokens and a trained head": lora(None, trainable_token_indices=[5, 6], modules_to_save=["lm_head"]),
     "ranks by pattern on the embedding": lora(
