@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(argv: list[str]) -> int:
     """Run the server until SIGINT or SIGTERM. Exit code 1 when the engine's first start fails."""
     from server.listen import require_free
-    from server.settings import load_settings
+    from server.settings_sources import load_settings
 
     settings = load_settings(argv)
     require_free(settings.host, settings.port)

@@ -17,7 +17,7 @@ from server.app import create_app
 from server.base import find_base
 from server.engine import vllm_args
 from server.engine.vllm import VllmEngine
-from server.settings import load_settings
+from server.settings_sources import load_settings
 
 
 def main(argv: list[str]) -> None:

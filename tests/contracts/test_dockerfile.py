@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import load_settings
+from server.settings_sources import load_settings
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("cpu", "cuda")

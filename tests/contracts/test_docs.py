@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from server import problems
 from server.cli import main
 from server.launch import ServerProcess, launch
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from tests.adapters.factories import AdapterFiles, write_base
 from tests.contracts import tables
 from tests.server.harness import KEYS, WITH_KEYS, adapter_files, as_parts, world

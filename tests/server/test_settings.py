@@ -7,7 +7,8 @@ import pydantic
 import pytest
 
 from server.errors import SettingsError
-from server.settings import Settings, load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 
 
 @pytest.fixture
