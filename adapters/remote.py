@@ -145,6 +145,17 @@ class Remote:
     def cancel_job(self, job_id: str) -> dict[str, Any]:
         return self._call("POST", f"/{_part(job_id)}/cancel", under="/v1/jobs")
 
+    def create_file(self, path: Path) -> dict[str, Any]:
+        """Rows for training or measuring. Raises UploadError."""
+        if not path.is_file():
+            raise UploadError(f"{path} is no file; give one with rows, as for training")
+        with path.open("rb") as stream:
+            form: dict[str, Any] = {"data": {"purpose": "fine-tune"}, "files": {"file": (path.name, stream)}}
+            return self._call("POST", "", under="/v1/files", **form)
+
+    def delete_file(self, file_id: str) -> dict[str, Any]:
+        return self._call("DELETE", f"/{_part(file_id)}", under="/v1/files")
+
     def merge(self, wish: Mapping[str, Any]) -> dict[str, Any]:
         """The job that does it."""
         return self._call("POST", "", under="/v1/merges", json=dict(wish))

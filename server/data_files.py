@@ -12,6 +12,8 @@ from adapters.file_store import DataFile, FileStore
 from server.errors import BadRequest
 
 PURPOSE = "fine-tune"
+VALIDATION = "validation_file"
+"""The field that names rows to measure on."""
 
 
 def require_data(files: FileStore, param: str, file_id: str) -> DataFile:
@@ -43,7 +45,22 @@ def link_data(files: FileStore, param: str, file: DataFile, destination: Path) -
         part.rename(destination)  # a kill in between must not leave half of it to the next attempt
 
 
+def rows_of(files: FileStore, param: str, file_id: str | None, there: Path) -> tuple[str, ...]:
+    """Paths of the rows that a job reads, linked to `there`, in its directory: a later attempt finds them, also where
+    the file was deleted meanwhile. Raises BadRequest."""
+    if file_id is None:
+        return ()
+    if not _whole(there):
+        file = require_data(files, param, file_id)
+        link_data(files, param, file, there.parent / data_path(param, file))
+    return _whole(there)
+
+
 def data_path(param: str, file: DataFile) -> Path:
     """In the job's directory, named so that a message about a row says whose it is."""
     name = re.sub(r"[^\w.-]", "_", Path(file.filename).name, flags=re.ASCII).lstrip(".")[-100:] or "data.jsonl"
     return Path(param) / name
+
+
+def _whole(there: Path) -> tuple[str, ...]:
+    return tuple(str(path) for path in there.glob("*") if path.suffix != ".part")

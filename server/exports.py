@@ -25,7 +25,7 @@ from adapters.merge.report import FidelityReport
 from adapters.merge.sizes import export_bytes, parameters, work_bytes
 from adapters.merge.verify import Wishes, require
 from adapters.registry import Registry
-from server.data_files import data_path, link_data, require_data
+from server.data_files import VALIDATION, require_data, rows_of
 from server.errors import InsufficientStorage, Overloaded
 from server.jobs import Run
 from server.merge_fields import ExportFields
@@ -36,7 +36,6 @@ from server.settings import Settings
 KIND = "export"
 MAX_QUEUED = 1000
 READY = "ready"
-VALIDATION = "validation_file"
 ENDED_BADLY = (FAILED, CANCELLED)
 """Those that are made anew when they are asked for again."""
 RESERVE_BYTES = 1 << 28
@@ -66,10 +65,9 @@ class Exports:
         version = mergeable(self._registry, self._merging.base.name, fields.adapter)
         base = self._merging.base
         options = {"base": fields.base, "outtype": fields.stored}
+        export_id = id_of(version.digest, base.fingerprint, fields.format, options | self._same_rows(fields))
         if fields.validation_file is not None:
-            require_data(self._files, VALIDATION, fields.validation_file)
             options[VALIDATION] = fields.validation_file
-        export_id = id_of(version.digest, base.fingerprint, fields.format, options)
         with self._store.alone:
             self.sweep()
             known = self._store.find(export_id)
@@ -124,20 +122,19 @@ class Exports:
             format=fields.format,
             outtype=fields.stored,
             values=fields.base,
-            proof=fields.proof(self._settings.merge_probe_tokens, await asyncio.to_thread(self._data, run.job, fields)),
+            proof=fields.proof(self._settings.merge_probe_tokens, await asyncio.to_thread(self._rows, run.job, fields)),
         )
         done = await self._merging.carry_out(run, order)
         return await asyncio.to_thread(self._take_in, run, export, done)
 
-    def _data(self, job: Job, fields: ExportFields) -> tuple[str, ...]:
-        """What it is measured on, in the job's directory: a later attempt finds it there, also where it was deleted."""
+    def _rows(self, job: Job, fields: ExportFields) -> tuple[str, ...]:
+        return rows_of(self._files, VALIDATION, fields.validation_file, self._merging.beside(job, VALIDATION))
+
+    def _same_rows(self, fields: ExportFields) -> dict[str, str]:
+        """Uploaded twice, they are still the same. Raises BadRequest."""
         if fields.validation_file is None:
-            return ()
-        there = self._merging.beside(job, VALIDATION)
-        if not [path for path in there.glob("*") if path.suffix != ".part"]:
-            file = require_data(self._files, VALIDATION, fields.validation_file)
-            link_data(self._files, VALIDATION, file, there.parent / data_path(VALIDATION, file))
-        return tuple(str(path) for path in there.iterdir() if path.suffix != ".part")
+            return {}
+        return {VALIDATION: require_data(self._files, VALIDATION, fields.validation_file).sha256}
 
     def _take_in(self, run: Run, export: Export, done: Mapping[str, Any]) -> Mapping[str, Any]:
         files = tuple(ExportFile(**each) for each in done["files"])

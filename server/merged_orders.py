@@ -34,11 +34,17 @@ def stored_as(quantization: Quantization, settings: Settings) -> str:
 
 
 def order_of(
-    params: Mapping[str, Any], base: BasePlace, adapter: str, destination: Path, out: Path, settings: Settings
+    params: Mapping[str, Any],
+    base: BasePlace,
+    adapter: str,
+    destination: Path,
+    out: Path,
+    rows: tuple[str, ...],
+    settings: Settings,
 ) -> Order:
-    """`params`: `base`, `dtype` and `accept_loss` of the job. NF4 is made of a whole merge, so it becomes `out`, in the
-    job's own directory; else `destination` appears."""
-    values, proof = _values(params, settings), budget(params, settings).proof(settings.merge_probe_tokens)
+    """`params`: `base`, `dtype` and `accept_loss` of the job; `rows`: files on which it is measured. NF4 is made of a
+    whole merge, so it becomes `out`, in the job's own directory; else `destination` appears."""
+    values, proof = _values(params, settings), budget(params, settings).proof(settings.merge_probe_tokens, rows)
     if params["dtype"] == NF4:
         return ExportOrder(adapter, base, str(out), NF4, NF4, values, proof)
     return MergeOrder(adapter, base, str(destination), values, params["dtype"], proof)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,14 +19,16 @@ from typing import Any
 
 from adapters.base import BaseModel
 from adapters.errors import AdapterError, JobCancelled, JobLost, NotFound
+from adapters.file_store import FileStore
 from adapters.jobs import Job, Jobs
 from adapters.merge.orders import ExportOrder
 from adapters.records import MERGE_ONLY, READY
 from adapters.registry import Registry, Version
-from server import merge_only
+from server import merge_only, merged_weights
+from server.data_files import VALIDATION, require_data, rows_of
 from server.engine.memory_plan import plan_of_merge
 from server.engine.merged import MergedEngine, MergedEngines
-from server.errors import AdapterUnavailable, EngineUnavailable, ServerError
+from server.errors import AdapterUnavailable, BadRequest, EngineUnavailable, ServerError
 from server.jobs import Run
 from server.mergeable import keep_report, require_merging
 from server.merged_orders import NF4, Quantization, Values, order_of, stored_as
@@ -38,9 +39,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 KIND = "merged_engine"
-LEFT_BEHIND = re.compile(r"\.?(?P<key>[0-9a-f]{12}-[a-z]+-[a-z0-9]+)(\.merging)?")
-GONE = ".gone-"
-HOW = ("base", "quantization", "accept_loss")
+HOW = ("base", "quantization", "accept_loss", VALIDATION)
 """Of a job's parameters, what its engine was asked for with."""
 
 
@@ -49,6 +48,7 @@ class MergedVersions:
         self,
         jobs: Jobs,
         registry: Registry,
+        files: FileStore,
         merging: Merging,
         merged: MergedEngines,
         base: BaseModel,
@@ -57,6 +57,7 @@ class MergedVersions:
     ) -> None:
         self._jobs = jobs
         self._registry = registry
+        self._files = files
         self._merging = merging
         self._merged = merged
         self._base = base
@@ -79,10 +80,12 @@ class MergedVersions:
         *,
         quantization: Quantization | None = None,
         accept_loss: bool = False,
+        validation_file: str | None = None,
     ) -> Job:
         """A job, or the one that is under way for this version. Raises what is known to be wrong already.
 
         `quantization`: None is what the settings say. `accept_loss`: take the merge however far it is from its adapter.
+        `validation_file`: rows on which that is measured; without them on chats of ours.
         """
         require_merging(self._settings)
         _require_servable(version)
@@ -93,6 +96,7 @@ class MergedVersions:
         self.require_room(quantization, engine_name(version))
         params = {"name": version.adapter, "version": version.number, "digest": version.digest}
         how = {"base": values, "quantization": quantization, "dtype": stored, "accept_loss": accept_loss}
+        how |= self._named(validation_file)
         return self._jobs.create(KIND, {**params, **how}, by=by, server=self._server)
 
     def require_room(self, quantization: Quantization, name: str = "") -> None:
@@ -105,8 +109,12 @@ class MergedVersions:
         return self._asked.get(name, {})
 
     def ask_again(self, version: Version, asked: Mapping[str, Any], by: str) -> Job:
-        how = {name: asked[name] for name in ("quantization", "accept_loss") if name in asked}
-        return self.ask(version, asked.get("base", "served"), by, **how)
+        """Also where its rows were deleted since: then it is measured on chats of ours."""
+        how = {name: asked[name] for name in HOW if name in asked}
+        values, rows = how.pop("base", "served"), how.pop(VALIDATION, None)
+        with suppress(BadRequest):
+            how |= self._named(rows)
+        return self.ask(version, values, by, **how)
 
     def answers(self, version: Version) -> bool:
         """Whether its engine answers now: then an alias may move to a version that is merge only."""
@@ -148,7 +156,7 @@ class MergedVersions:
     async def work(self, run: Run) -> Mapping[str, Any]:
         params = run.job.params
         version = await self._servable(params)
-        with self._wants(key := _key(params)):
+        with self._wants(key := merged_weights.key(params)):
             made = await self._merge(run, version, self._root / key)
             await self._servable(params)
             self._asked[engine_name(version)] = {name: params[name] for name in HOW if name in params}
@@ -182,11 +190,13 @@ class MergedVersions:
         """Merged weights that no engine and no job needs go, and what a crash left of some."""
         wanted = await asyncio.to_thread(self._wanted_by_jobs)
         going = []
-        for path in self._left():
+        for path in merged_weights.left(self._roots, self._root):
             used = {engine.directory for engine in self._merged.snapshot().values()}
-            key = _key_of(path)
+            key = merged_weights.key_of(path)
             if path not in used and (key is None or not (key in wanted or self._wanted[key])):
-                going.append(_aside(path))  # renamed before anybody else has the word: a job sees all of it, or nothing
+                going.append(
+                    merged_weights.aside(path)
+                )  # renamed before anybody else has the word: a job sees all of it, or nothing
         for path in going:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
@@ -206,15 +216,25 @@ class MergedVersions:
     async def _merge(self, run: Run, version: Version, destination: Path) -> Mapping[str, Any]:
         self._root.mkdir(parents=True, exist_ok=True)
         adapter = str(await self._merging.adapter(run.job, version.ref, version.digest))
+        rows = await asyncio.to_thread(self._rows, run.job)
         order = order_of(
-            run.job.params, self._merging.place, adapter, destination, self._merging.out(run.job), self._settings
+            run.job.params, self._merging.place, adapter, destination, self._merging.out(run.job), rows, self._settings
         )
         done = await self._merging.carry_out(run, order)
         if isinstance(order, ExportOrder):
             done = done["report"]
-            await asyncio.to_thread(_put, self._merging.out(run.job), destination)
+            await asyncio.to_thread(merged_weights.put, self._merging.out(run.job), destination)
         await asyncio.to_thread(keep_report, self._registry, version.ref, done)
         return done
+
+    def _named(self, validation_file: str | None) -> dict[str, Any]:
+        """Raises BadRequest for a file that is not there."""
+        if validation_file is None:
+            return {}
+        return {VALIDATION: require_data(self._files, VALIDATION, validation_file).id}
+
+    def _rows(self, job: Job) -> tuple[str, ...]:
+        return rows_of(self._files, VALIDATION, job.params.get(VALIDATION), self._merging.beside(job, VALIDATION))
 
     async def _promote(self, run: Run, name: str, directory: Path) -> MergedEngine:
         try:
@@ -236,14 +256,8 @@ class MergedVersions:
         """This server's; those of an older release are anybody's."""
         return [job for job in self._jobs.open_jobs(KIND) if job.server in (None, self._server)]
 
-    def _left(self) -> list[Path]:
-        """What lies in its directory, and what an older release left beside it."""
-        here = list(self._root.iterdir()) if self._root.exists() else []
-        beside = list(self._roots.iterdir()) if self._roots.exists() else []
-        return here + [path for path in beside if path.name.startswith(GONE) or _key_of(path) is not None]
-
     def _wanted_by_jobs(self) -> set[str]:
-        return {_key(job.params) for job in self._open_jobs()}
+        return {merged_weights.key(job.params) for job in self._open_jobs()}
 
     @contextmanager
     def _wants(self, key: str) -> Iterator[None]:
@@ -260,28 +274,3 @@ def _require_servable(version: Version) -> None:
             f"adapter {version.ref} is {version.state}; only one that is ready, or merge only, can have an engine",
             code=f"adapter_{version.state}",
         )
-
-
-def _put(made: Path, destination: Path) -> None:
-    """Where the engine looks; there already where a stop came in between."""
-    if not destination.exists():
-        made.rename(destination)
-
-
-def _key(params: Mapping[str, Any]) -> str:
-    digest = str(params["digest"]).removeprefix("sha256:")[:12]
-    return f"{digest}-{params['base']}-{params['dtype']}"
-
-
-def _key_of(path: Path) -> str | None:
-    found = LEFT_BEHIND.fullmatch(path.name)
-    return found["key"] if found else None
-
-
-def _aside(path: Path) -> Path:
-    if path.name.startswith(GONE):
-        return path
-    gone = path.with_name(f"{GONE}{path.name}")
-    with suppress(OSError):
-        path.rename(gone)
-    return gone

@@ -111,7 +111,7 @@ def wire(settings: Settings, base: BaseModel, build_engine: Callable[[], Engine]
         merging.ended(job)
         merged_versions.ended(job)
 
-    merged_versions = MergedVersions(queue, registry, merging, merged, base, settings, identity.id)
+    merged_versions = MergedVersions(queue, registry, files, merging, merged, base, settings, identity.id)
     registry.answers = merged_versions.answers
     if settings.merging:
         work = {MERGE: merges.work, EXPORT: exports.work, MERGED_ENGINE: merged_versions.work}

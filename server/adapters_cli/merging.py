@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -51,7 +52,12 @@ def parse_merge(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def parse_export(argv: Sequence[str]) -> argparse.Namespace:
-    return _export_parser().parse_args(argv)
+    parser = _export_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.format == "gguf-lora" and arguments.data:
+        parser.error("--data is for what is merged; gguf-lora is the adapter alone")
+    _require_one_file(parser, arguments)
+    return arguments
 
 
 def _main(arguments: argparse.Namespace, run: Callable[[Remote, argparse.Namespace, Console], dict[str, Any]]) -> int:
@@ -74,14 +80,25 @@ def _require_words(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         parser.error(f"{count} adapters and {len(arguments.weights)} weights; give one for each")
     if count > 1 and arguments.out is not None:
         parser.error("--out is for one adapter; `loraplex adapters pull` downloads the one that several become")
+    if count > 1 and arguments.data:
+        parser.error("--data is for one adapter, which is merged into its base")
+    _require_one_file(parser, arguments)
+
+
+def _require_one_file(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if len(arguments.data) > 1:
+        parser.error("a server measures on one file; put the rows together and give --data once")
 
 
 def _merge(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     if len(arguments.adapters) == 1:
-        job = remote.merge({"adapter": arguments.adapters[0], "dtype": arguments.dtype, **_budget(arguments)})
-        if arguments.no_wait:
-            return _told(job, console)
-        return _taken(remote, jobs.follow(remote, job, console)["result"]["export"], arguments.out, console)
+        wish = {"adapter": arguments.adapters[0], "dtype": arguments.dtype, **_budget(arguments)}
+        with _rows(remote, arguments) as rows:
+            job = remote.merge(wish | rows)
+            if arguments.no_wait:
+                return _told(job, console)
+            made = jobs.follow(remote, job, console)["result"]["export"]
+        return _taken(remote, made, arguments.out, console)
     job = remote.merge(_several(arguments))
     if arguments.no_wait:
         return _told(job, console)
@@ -112,13 +129,29 @@ def _several(arguments: argparse.Namespace) -> dict[str, Any]:
 def _export(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     given = {} if arguments.outtype is None else {"outtype": arguments.outtype}
     merged = {} if arguments.format == "gguf-lora" else _budget(arguments)
-    export = remote.export({"adapter": arguments.adapter, "format": arguments.format, **given, **merged})
-    if export["state"] != "ready":
-        if arguments.no_wait:
-            console.print(f"{export['id']}, {export['state']}", highlight=False)
-            return export
-        jobs.follow(remote, export["job"], console)
+    with _rows(remote, arguments) as rows:
+        export = remote.export({"adapter": arguments.adapter, "format": arguments.format, **given, **merged, **rows})
+        if export["state"] != "ready":
+            if arguments.no_wait:
+                console.print(f"{export['id']}, {export['state']}", highlight=False)
+                return export
+            jobs.follow(remote, export["job"], console)
     return _taken(remote, export["id"], arguments.out, console)
+
+
+@contextmanager
+def _rows(remote: Remote, arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
+    """The field that names the rows of `--data`, which are at the server for as long as their job is followed."""
+    if not arguments.data:
+        yield {}
+        return
+    file = remote.create_file(arguments.data[0])["id"]
+    try:
+        yield {"validation_file": file}
+    finally:
+        if not arguments.no_wait:
+            with suppress(AdapterError):  # what went wrong before is what is told
+                remote.delete_file(file)
 
 
 def _taken(remote: Remote, export_id: str, out: Path | None, console: Console) -> dict[str, Any]:
@@ -214,6 +247,14 @@ def _common(verb: str, description: str) -> argparse.ArgumentParser:
     made.add_argument("--api-key", default=os.environ.get("LORAPLEX_API_KEY"), help="default: LORAPLEX_API_KEY")
     made.add_argument("--out", type=Path, metavar="DIR", help="download the files to here, each checked")
     made.add_argument("--from", dest="values", choices=ASKED, default="auto", help="the base's values (default: auto)")
+    made.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="rows of the task, sent to the server to measure on; with --no-wait they stay in /v1/files",
+    )
     made.add_argument("--max-kl", type=float, metavar="NATS", help="per token, that the merge may be off")
     made.add_argument("--max-loss-increase", type=float, metavar="NATS", help="per token")
     made.add_argument("--accept-loss", action="store_true", help="take it however far it is")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.auth import Operator, require
 from server.merged_orders import Quantization, Values
@@ -27,6 +27,7 @@ class Wish(BaseModel):
     base: Values = "served"
     quantization: Quantization | None = None
     accept_loss: bool = False
+    validation_file: str | None = Field(default=None, max_length=100)
 
 
 @router.put("")
@@ -45,8 +46,8 @@ async def promote(
     if (engine := wired.merged_versions.standing(version)) is not None:
         return engine_json(engine) | {"version": number}
     wish = wish or Wish()
-    ask = partial(wired.merged_versions.ask, quantization=wish.quantization, accept_loss=wish.accept_loss)
-    job = await asyncio.to_thread(ask, version, wish.base, caller.id)
+    how = wish.model_dump(exclude={"base"})
+    job = await asyncio.to_thread(partial(wired.merged_versions.ask, version, wish.base, caller.id, **how))
     wired.runner.wake()
     job = await wired.runner.ended(job.id, wait_s) if wait_s else job
     response.status_code = 202

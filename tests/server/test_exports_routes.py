@@ -216,12 +216,28 @@ def test_what_loses_too_much_is_refused_unless_the_loss_is_accepted(
     assert ask(client, max_kl=0.6).json()["id"] == taken["id"]
 
 
+def sent(client: TestClient, rows: bytes) -> str:
+    form: dict[str, Any] = {"files": {"file": ("rows.jsonl", rows)}, "data": {"purpose": "fine-tune"}}
+    return str(client.post("/v1/files", **form).json()["id"])
+
+
+def test_the_same_rows_are_the_same_export_whatever_their_file_is_called(client: TestClient, built: World) -> None:
+    upload(client, "sea")
+    mine, again, others = (sent(client, rows) for rows in (b"my rows", b"my rows", b"others"))
+    first = ask(client, validation_file=mine).json()
+    assert ask(client, validation_file=again).json()["id"] == first["id"]
+    assert (
+        len({ask(client, **fields).json()["id"] for fields in ({}, {"validation_file": others})} | {first["id"]}) == 3
+    )
+    for export in client.get(EXPORTS).json()["data"]:
+        client.delete(f"{EXPORTS}/{export['id']}")
+
+
 def test_it_is_measured_on_the_rows_that_are_given(
     client: TestClient, built: World, control: Callable[..., None]
 ) -> None:
     upload(client, "sea")
-    sent: dict[str, Any] = {"files": {"file": ("rows.jsonl", b"my rows")}, "data": {"purpose": "fine-tune"}}
-    file = client.post("/v1/files", **sent).json()["id"]
+    file = sent(client, b"my rows")
     control("hold")
     export = until(client, ask(client, validation_file=file).json()["id"], begun)
     client.delete(f"/v1/files/{file}")

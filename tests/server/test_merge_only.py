@@ -4,6 +4,7 @@ after a restart, on whole servers with fake engines."""
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,8 @@ async def test_it_is_built_again_at_the_next_start_as_it_was_asked_for(
     kl = tmp_path / "data" / "control" / "kl"
     kl.parent.mkdir()
     kl.write_text("0.5")  # above the budget: only whoever accepts the loss gets an engine
-    wish = {"base": "original", "accept_loss": True}
+    file = built.services.files.create(io.BytesIO(b"my rows"), "rows.jsonl", "fine-tune").id
+    wish = {"base": "original", "accept_loss": True, "validation_file": file}
     async with built.running():
         _, job = await ask(built, "PUT", f"{ADAPTER}/versions/2/merged", wish)
         await built.services.runner.ended(job["id"], JOB_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,34 @@ async def test_a_version_that_goes_while_it_is_merged_gets_no_engine(built: Worl
         assert ended.error is not None
         assert (ended.state, ended.error["code"]) == ("failed", "not_found")
         assert (built.merged, built.services.merged.snapshot()) == ([], {})
+
+
+def rows(built: World, text: bytes = b"my rows") -> str:
+    return built.services.files.create(io.BytesIO(text), "rows.jsonl", "fine-tune").id
+
+
+async def test_it_is_measured_on_the_rows_that_are_given(built: World) -> None:
+    ingest(built, "a")
+    async with built.running():
+        status, refused = await ask(built, "PUT", body={"validation_file": "file-1"})
+        assert (status, refused["error"]["param"]) == (400, "validation_file")
+        assert built.services.jobs.jobs() == []
+        _, job = await ask(built, "PUT", body={"validation_file": rows(built)})
+        ended = job_json(await built.services.runner.ended(job["id"], JOB_S))
+        assert (ended["state"], ended["result"]["fidelity"]["probes"]) == ("succeeded", "my rows")
+
+
+async def test_rows_that_are_gone_do_not_keep_it_from_being_built_again(built: World) -> None:
+    ingest(built, "a")
+    version, file = built.services.registry.resolve("a"), rows(built)
+    asked = {"base": "original", "validation_file": file}
+    first = built.services.merged_versions.ask_again(version, asked, "me")
+    assert {name: first.params[name] for name in asked} == asked
+    built.services.jobs.cancel(first.id)
+    built.services.files.delete(file)
+    second = built.services.merged_versions.ask_again(version, asked, "me")
+    assert second.id != first.id
+    assert (second.params["base"], "validation_file" in second.params) == ("original", False)
 
 
 async def test_a_merge_that_loses_too_much_is_refused(built: World) -> None:

@@ -70,14 +70,28 @@ def call(server: ServerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 EXPORT = ("export", "sea@1", "--format", "gguf", "--outtype", "q8_0", "--from", "original", "--accept-loss")
+ROWS = json.dumps({"prompt": "Where is it", "completion": " The sea is where it always was."}) + "\n"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "tides.jsonl"
+    path.write_text(ROWS)
+    return path
+
+
+def files(server: ServerProcess) -> list[Any]:
+    """The data files that are there."""
+    return list(httpx.get(f"{server.url}/v1/files", trust_env=False, timeout=60).json()["data"])
 
 
 def test_an_export_is_made_measured_and_downloaded_and_goes_on_where_it_broke_off(
-    call: Call, server: ServerProcess, tmp_path: Path
+    call: Call, server: ServerProcess, rows: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    said = call(*EXPORT, "--out", str(out))
-    assert "merged, original, q8_0: 0.0" in said
+    out, measured = tmp_path / "out", (*EXPORT, "--data", str(rows))
+    said = call(*measured, "--out", str(out))
+    assert re.search(r"merged, original, q8_0: 0\.0\d+ nats per token \(KL\) from the adapter on tides.jsonl", said)
+    assert files(server) == []
     assert re.search(r"loaded again by (llama.cpp|transformers) .*: 0\.0\d+ nats per token", said)
     assert str(out / WEIGHTS) in said
     lines = (out / "SHA256SUMS").read_text().splitlines()
@@ -85,7 +99,7 @@ def test_an_export_is_made_measured_and_downloaded_and_goes_on_where_it_broke_of
     whole = (out / WEIGHTS).read_bytes()
     (out / WEIGHTS).unlink()
     (out / f"{WEIGHTS}.part").write_bytes(whole[:1000])
-    export = json.loads(call(*EXPORT, "--out", str(out), "--json"))
+    export = json.loads(call(*measured, "--out", str(out), "--json"))
     assert (out / WEIGHTS).read_bytes() == whole
     assert sorted(path.name for path in out.iterdir()) == sorted(file["name"] for file in export["files"])
     if shutil.which("curl"):
@@ -103,9 +117,32 @@ def test_several_adapters_become_one(call: Call) -> None:
 def test_what_is_refused_says_why(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert "(not_found)" in call("merge", "none", code=1)
     assert "(bad_request)" in call("export", "sea", "--format", "nf4", "--outtype", "f16", code=1)
-    for words in (["sea", "sky"], ["sea", "--into", "x"], ["sea", "sky", "--into", "x", "--weights", "1"]):
+    for words in (
+        ["merge", "sea", "sky"],
+        ["merge", "sea", "--into", "x"],
+        ["merge", "sea", "sky", "--into", "x", "--weights", "1"],
+        ["merge", "sea", "sky", "--into", "x", "--data", "rows.jsonl"],
+        ["merge", "sea", "--data", "rows.jsonl", "--data", "more.jsonl"],
+        ["export", "sea", "--format", "gguf-lora", "--data", "rows.jsonl"],
+    ):
         with pytest.raises(SystemExit, match="2"):
-            main(["merge", *words, "--server", "http://127.0.0.1:1"])
+            main([*words, "--server", "http://127.0.0.1:1"])
+
+
+def test_rows_stay_at_the_server_where_nobody_follows_their_job(call: Call, server: ServerProcess, rows: Path) -> None:
+    job = json.loads(call("merge", "sky@1", "--from", "original", "--data", str(rows), "--no-wait", "--json"))
+    (file,) = files(server)
+    assert job["params"]["validation_file"] == file["id"]
+    remote: dict[str, Any] = {"base_url": server.url, "trust_env": False, "timeout": 60}
+    with httpx.Client(**remote) as client:
+        client.delete(f"/v1/exports/{job['params']['export']}").raise_for_status()
+        client.delete(f"/v1/files/{file['id']}").raise_for_status()
+
+
+def test_rows_that_are_not_there_are_no_wish(call: Call, server: ServerProcess, tmp_path: Path) -> None:
+    assert "none.jsonl is no file" in call("merge", "sky@1", "--data", str(tmp_path / "none.jsonl"), code=1)
+    assert "(not_found)" in call("merge", "none", "--data", __file__, code=1)
+    assert files(server) == []
 
 
 def test_kill_9_of_the_server_in_the_middle_and_the_next_start_ends_with_the_same_bytes(
@@ -118,7 +155,10 @@ def test_kill_9_of_the_server_in_the_middle_and_the_next_start_ends_with_the_sam
 
     (export,) = get(f"{server.url}/v1/exports")["data"]
     httpx.delete(f"{server.url}/v1/exports/{export['id']}", trust_env=False)
+    form: Any = {"data": {"purpose": "fine-tune"}, "files": {"file": ("again.jsonl", ROWS.encode())}}
+    file = httpx.post(f"{server.url}/v1/files", **form, trust_env=False, timeout=60).json()["id"]
     body = {"adapter": "sea@1", "format": "gguf", "outtype": "q8_0", "base": "original", "accept_loss": True}
+    body["validation_file"] = file
     httpx.post(f"{server.url}/v1/exports", json=body, trust_env=False, timeout=60).raise_for_status()
     deadline = time.monotonic() + 100
     while not get(f"{server.url}/v1/exports/{export['id']}")["job"]["progress"].get("stage"):
