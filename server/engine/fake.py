@@ -62,7 +62,7 @@ class FakeEngine:
         self._held.clear()
 
     async def stop(self) -> None:
-        self.dead = True
+        self.die()
 
     def die(self) -> None:
         """What a kill -9 of the engine process looks like from here."""
@@ -87,9 +87,9 @@ class FakeEngine:
 
     async def add_adapter(self, handle: AdapterHandle) -> None:
         await self.check_health()
+        self.loads.append(handle.name)
         await asyncio.sleep(self._load_s)
         await self._may_load.wait()
-        self.loads.append(handle.name)
         if not (Path(handle.path) / "adapter_config.json").exists():
             raise ValueError(f"Loading lora {handle.name} failed: No adapter found for {handle.path}")
         if self.fault(handle) == "refused":

@@ -152,20 +152,22 @@ def test_a_version_that_an_alias_serves_is_not_deleted(client: TestClient) -> No
 
 
 async def test_a_deletion_that_takes_longer_is_202(tiny_base: Path, tmp_path: Path) -> None:
-    async with world(tiny_base, tmp_path / "data", token_s=0.02).running() as slow:
-        ingest(slow, "a")
-        stream = Exchange(slow.app, "/v1/chat/completions", chat("a", " ".join("x" * 20), stream=True))
+    async with world(tiny_base, tmp_path / "data").running() as built:
+        ingest(built, "a")
+        built.engine.pause(after=1)
+        stream = Exchange(built.app, "/v1/chat/completions", chat("a", stream=True))
         answering = stream.start()
-        await until(lambda: slow.engine.running == 1)
-        deletion = Exchange(slow.app, f"{ADAPTERS}/a?wait_s=0.01", {}, "DELETE")
+        await until(lambda: built.engine.running == 1)
+        deletion = Exchange(built.app, f"{ADAPTERS}/a?wait_s=0.01", {}, "DELETE")
         await deletion.start()
         assert (deletion.status, json.loads(deletion.text)["deleted"]) == (202, False)
-        shown = Exchange(slow.app, f"{ADAPTERS}/a", {}, "GET")
+        shown = Exchange(built.app, f"{ADAPTERS}/a", {}, "GET")
         await shown.start()
         (version,) = json.loads(shown.text)["versions"]
         assert (version["state"], version["leases"]) == ("draining", 1)
+        built.engine.go_on()
         await answering
-        await until(lambda: not slow.services.registry.adapters())
+        await until(lambda: not built.services.registry.adapters())
 
 
 def test_a_deletion_that_fails_is_an_error(client: TestClient, built: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,33 +101,36 @@ async def test_a_bad_second_version_leaves_the_first_in_service(running: World) 
 
 
 async def test_while_it_is_tried_nobody_is_answered_with_it(probing: World) -> None:
-    probing.load_s = 0.2
     async with probing.running():
+        probing.engine.pause(loads=True)
         upload = asyncio.create_task(admitted(probing, "a"))
         await until(lambda: probing.services.registry.checking())
         with pytest.raises(AdapterUnavailable) as busy:
             await asyncio.to_thread(probing.services.generator._resolver.resolve, "a@1")
         assert busy.value.code == "adapter_checking"
         assert probing.services.registry.adapter("a").aliases == {}
+        probing.engine.go_on()
         assert (await upload).state == "ready"
 
 
 async def test_the_client_need_not_wait_for_it(probing: World) -> None:
-    probing.load_s = 0.2
     async with probing.running():
+        probing.engine.pause(loads=True)
         files = adapter_files().uploads()
         version, _ = await probing.services.admission.upload("a", files, UploadOptions(), wait_s=0)
         assert version.state == "checking"
+        probing.engine.go_on()
         await until(lambda: probing.services.registry.resolve("a", "1").state == "ready")
         assert probing.services.registry.adapter("a").aliases == {"default": 1}
 
 
 async def test_one_that_fails_when_nobody_waits_stays_and_says_why(probing: World) -> None:
-    probing.load_s = 0.1
     async with probing.running():
+        probing.engine.pause(loads=True)
         probing.engine.fault = faulty("nan")
         files = adapter_files().uploads()
         await probing.services.admission.upload("bad", files, UploadOptions(), wait_s=0)
+        probing.engine.go_on()
         await until(lambda: probing.services.registry.resolve("bad", "1").state == "failed")
         failed = probing.services.registry.resolve("bad", "1")
         assert "not finite" in str(failed.reason)
@@ -194,11 +197,13 @@ async def test_an_overtaken_upload_does_not_take_the_alias_back(running: World) 
 
 
 async def test_a_version_that_is_deleted_while_it_is_tried_is_gone(probing: World) -> None:
-    probing.load_s = 0.2
     async with probing.running():
+        probing.engine.pause(loads=True)
         files = adapter_files().uploads()
         version, _ = await probing.services.admission.upload("a", files, UploadOptions(), wait_s=0)
-        await (await probing.services.lifecycle.delete(version))
+        deletion = await probing.services.lifecycle.delete(version)
+        probing.engine.go_on()
+        await deletion
         with pytest.raises(NotFound):
             probing.services.registry.adapter("a")
         await until(lambda: not probing.services.admission._trials)
@@ -238,13 +243,22 @@ def test_a_push_waits_until_it_was_tried(
 ) -> None:
     monkeypatch.setattr("server.admission.WAIT_S", 0)
     monkeypatch.setattr("adapters.remote.TRIAL_POLL_S", 0.01)
-    probing.load_s = 0.2
     path = adapter_files().write(tmp_path / "bad")
     with probing.client() as client, Remote("http://127.0.0.1") as remote:
         remote._client.close()
         remote._client = client  # type: ignore[assignment]
         wait_until_ready(client)
         probing.engine.fault = lambda handle: fault
+        probing.engine.pause(loads=True)
+        look, portal = remote.version, client.portal
+        assert portal is not None
+
+        def look_and_go_on(name: str, ref: str) -> dict[str, Any]:
+            found = look(name, ref)
+            portal.call(probing.engine.go_on)
+            return found
+
+        monkeypatch.setattr(remote, "version", look_and_go_on)
         if fault is None:
             assert remote.upload(path, "a")["aliases"] == ["default"]
         else:

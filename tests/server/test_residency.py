@@ -14,7 +14,7 @@ from server.engine.fake import FakeEngine
 from server.engine.protocol import AdapterHandle, Generation
 from server.errors import AdapterUnavailable, EngineUnavailable, Overloaded
 from server.residency import Residency
-from tests.server.harness import until
+from tests.server.harness import PATIENCE_S, until
 
 Residing = Callable[..., Residency]
 
@@ -28,7 +28,7 @@ async def engine() -> FakeEngine:
 
 @pytest.fixture
 def residing(engine: FakeEngine) -> Residing:
-    return lambda capacity=2, wait_s=5.0: Residency(lambda: engine, capacity, wait_s)
+    return lambda capacity=2, wait_s=PATIENCE_S: Residency(lambda: engine, capacity, wait_s)
 
 
 @pytest.fixture
@@ -89,12 +89,13 @@ async def test_many_callers_at_once_share_one_load(residing: Residing, files: Fi
 async def test_a_load_outlives_the_cancellation_of_its_first_caller(
     residing: Residing, files: Files, engine: FakeEngine
 ) -> None:
-    engine._load_s = 0.05
+    engine.pause(loads=True)
     residency = residing()
     first = asyncio.create_task(touch(residency, files, "a"))
     second = asyncio.create_task(touch(residency, files, "a"))
     await until(residency.loading)
     first.cancel()
+    engine.go_on()
     await second
     assert first.cancelled()
     assert engine.loads == ["a"]
@@ -103,16 +104,17 @@ async def test_a_load_outlives_the_cancellation_of_its_first_caller(
 async def test_a_load_that_nobody_waits_for_any_more_leaves_an_idle_adapter(
     residing: Residing, files: Files, engine: FakeEngine
 ) -> None:
-    engine._load_s = 0.02
+    engine.pause(loads=True)
     residency = residing()
     only = asyncio.create_task(touch(residency, files, "a"))
     await until(residency.loading)
     only.cancel()
+    await asyncio.wait([only])
+    engine.go_on()
     await until(lambda: not residency.loading())
     assert residency.snapshot()["a"].leases == 0
 
 
-@pytest.mark.timeout(20)
 async def test_a_load_that_has_just_ended_and_left_nothing_is_not_joined(
     residing: Residing, files: Files, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +184,7 @@ async def test_expecting_evicts_who_is_idle_but_nobody_who_is_used_or_expected_t
 
 
 async def test_expecting_does_not_stand_in_the_way_of_a_lease(residing: Residing, files: Files) -> None:
-    residency = residing(capacity=1, wait_s=0.5)
+    residency = residing(capacity=1)
     with residency.expected("a", files("a")):
         await until(lambda: names(residency) == ["a"])
         async with residency.lease("b", files("b")), residency.lease("c", files("c")):
@@ -290,7 +292,7 @@ async def test_who_waits_for_room_hears_that_another_lost_interest(
         monkeypatch.setattr(engine, "add_adapter", add_and_lose_interest)
         first = asyncio.create_task(touch(residency, files, "a"))
         second = asyncio.create_task(touch(residency, files, "c"))
-        await asyncio.wait_for(second, 1)
+        await asyncio.wait_for(second, PATIENCE_S)
         assert first.cancelled()
         assert names(residency) == ["b", "c"]
 
@@ -310,11 +312,13 @@ async def test_who_finds_no_room_in_time_is_told_to_come_back(
 
 
 async def test_who_joins_a_load_late_has_the_same_patience(residing: Residing, files: Files) -> None:
-    residency = residing(capacity=1, wait_s=0.2)
+    residency = residing(capacity=1)
     async with residency.lease("a", files("a")):
         async with residency.lease("b", files("b")):
+            residency._wait_s = 0.1
             early = asyncio.create_task(touch(residency, files, "c"))
-            await asyncio.sleep(0.15)
+            await until(residency.loading)
+            residency._wait_s = PATIENCE_S  # what it has left when that of the first is over
             late = asyncio.create_task(touch(residency, files, "c"))
             with pytest.raises(Overloaded):
                 await early
@@ -393,12 +397,13 @@ async def test_retiring_refuses_new_leases_and_waits_for_old_ones(
 async def test_retiring_waits_for_a_load_that_is_under_way(
     residing: Residing, files: Files, engine: FakeEngine
 ) -> None:
-    engine._load_s = 0.05
+    engine.pause(loads=True)
     residency = residing()
     user = asyncio.create_task(touch(residency, files, "a"))
     await until(residency.loading)
+    asyncio.get_running_loop().call_soon(engine.go_on)  # when `retiring` waits
     async with residency.retiring("a"):
-        assert engine.loads == ["a"]
+        assert residency.loading() == []
         assert await held(engine) == 0
     with pytest.raises(AdapterUnavailable):
         await user
@@ -436,11 +441,10 @@ async def test_a_lost_engine_takes_all_adapters_along(residing: Residing, files:
 async def test_an_engine_lost_during_a_load_is_an_error_and_leaves_nothing(
     residing: Residing, files: Files, engine: FakeEngine
 ) -> None:
-    engine._load_s = 0.05
+    engine.pause(loads=True)
     residency = residing()
     user = asyncio.create_task(touch(residency, files, "a"))
-    await until(residency.loading)
-    await asyncio.sleep(0.02)  # it is in the engine's hands
+    await until(lambda: engine.loads)  # it is in the engine's hands
     engine.die()
     residency.forget_all()
     with pytest.raises(EngineUnavailable):
@@ -454,7 +458,7 @@ async def test_an_engine_rebuilt_before_the_load_reached_it_holds_nothing_that_r
     engines = [FakeEngine(), FakeEngine()]
     for engine in engines:
         await engine.start()
-    residency = Residency(lambda: engines[0], 2, 5.0)
+    residency = Residency(lambda: engines[0], 2, PATIENCE_S)
     reading, may_go_on = asyncio.Event(), asyncio.Event()
 
     async def slow_disk(*_: object) -> None:
@@ -480,7 +484,7 @@ async def test_who_waits_for_room_goes_on_when_the_engine_was_rebuilt(
         await asyncio.sleep(0.02)
         await engine.start()
         residency.forget_all()
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, PATIENCE_S)
 
 
 async def test_without_an_engine_a_lease_fails_and_the_next_one_works(files: Files, engine: FakeEngine) -> None:
@@ -491,7 +495,7 @@ async def test_without_an_engine_a_lease_fails_and_the_next_one_works(files: Fil
             raise EngineUnavailable("the engine is starting")
         return engine
 
-    residency = Residency(running, 2, 5.0)
+    residency = Residency(running, 2, PATIENCE_S)
     with pytest.raises(EngineUnavailable):
         await touch(residency, files, "a")
     there = True
@@ -527,7 +531,7 @@ async def test_random_traffic_breaks_no_rule(seed: int, files: Files, tmp_path: 
     chance = random.Random(seed)
     engine = StrictEngine(capacity=4)
     await engine.start()
-    residency = Residency(lambda: engine, 3, 30.0)
+    residency = Residency(lambda: engine, 3, PATIENCE_S)
     (tmp_path / "bad").mkdir()
     paths = {name: files(name) for name in "abcdefgh"} | {"bad": tmp_path / "bad"}
     answered, refusals = 0, []
@@ -590,7 +594,7 @@ async def test_a_load_that_has_ended_is_not_awaited_again(residing: Residing, fi
     ended = asyncio.create_task(asyncio.sleep(0))
     await ended
     residency._loads["a"] = ended
-    async with asyncio.timeout(5), residency.lease("a", files("a")) as handle:
+    async with asyncio.timeout(PATIENCE_S), residency.lease("a", files("a")) as handle:
         assert handle.name == "a"
 
 

@@ -40,6 +40,18 @@ async def tally(built: World) -> Any:
     return await call(built, "GET", SHADOW)
 
 
+async def held(built: World, requests: int = 1) -> None:
+    """So many requests are answered; then the shadow of the first stands still in the engine, before its first word."""
+    await call(built, "POST", CHAT, chat("a@1"))
+    built.engine.pause(after=100, loads=True)
+    for _ in range(requests):
+        await call(built, "POST", CHAT, chat("a"))
+    await until(lambda: len(built.engine.loads) == 2)
+    built.engine.go_on()
+    built.engine.pause()
+    await until(lambda: built.engine.running == 1)
+
+
 def idle(built: World) -> bool:
     worker = built.services.shadows._worker
     return worker is not None and worker.done()
@@ -166,14 +178,12 @@ async def test_a_long_prompt_is_dropped(fast: World, monkeypatch: pytest.MonkeyP
 
 async def test_it_waits_while_others_run_and_gives_way_when_one_must_wait(tiny_base: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_num_seqs": 1, "max_loras": 1}
-    async with world(tiny_base, tmp_path / "data", token_s=0.01, **settings).running() as narrow:
+    async with world(tiny_base, tmp_path / "data", **settings).running() as narrow:
         await shadowed(narrow)
         seats = narrow.services.turns._seats
-        long = " ".join("x" * 1000)
-        await call(narrow, "POST", CHAT, chat("a", long, max_tokens=3))
-        await until(lambda: narrow.engine.running == 1)  # nobody else is there: the shadow runs, and takes long
+        await held(narrow)  # nobody else is there: the shadow runs
         (copy,) = narrow.services.turns._polite
-        others = [Exchange(narrow.app, CHAT, chat(None, long)) for _ in range(seats)]
+        others = [Exchange(narrow.app, CHAT, chat()) for _ in range(seats)]
         answering = [each.start() for each in others]
         await until(lambda: narrow.engine.running == seats and copy not in narrow.services.turns._polite)
         assert narrow.engine.aborted == 1
@@ -187,35 +197,34 @@ async def test_it_waits_while_others_run_and_gives_way_when_one_must_wait(tiny_b
 
 
 async def test_a_client_that_leaves_is_not_asked_for_again(tiny_base: Path, tmp_path: Path) -> None:
-    async with world(tiny_base, tmp_path / "data", token_s=0.02).running() as slow:
-        await shadowed(slow)
-        stream = Exchange(slow.app, CHAT, chat("a", " ".join("x" * 200), stream=True))
+    async with world(tiny_base, tmp_path / "data").running() as built:
+        await shadowed(built)
+        built.engine.pause(after=2)
+        stream = Exchange(built.app, CHAT, chat("a", stream=True))
         answering = stream.start()
-        await until(lambda: len(stream.messages) > 3)
+        await until(lambda: len(stream.messages) == 3)
         stream.leave()
         await answering
-        assert slow.services.shadows._worker is None
+        assert built.services.shadows._worker is None
 
 
 async def test_a_forced_deletion_of_the_shadow_ends_what_runs_of_it(tiny_base: Path, tmp_path: Path) -> None:
-    async with world(tiny_base, tmp_path / "data", token_s=0.01).running() as slow:
-        await shadowed(slow)
-        await call(slow, "POST", CHAT, chat("a", " ".join("x" * 1000), max_tokens=2))
-        await until(lambda: slow.engine.running == 1)
-        answer = await call(slow, "DELETE", f"{ADAPTERS}/a/versions/2?force=true")
-        assert (answer["cut"], answer["deleted"], slow.engine.running) == ({}, True, 0)
-        assert (await call(slow, "GET", f"{ADAPTERS}/a"))["shadows"] == {}
-        assert (await tally(slow))["error"]["code"] == "not_found"
+    async with world(tiny_base, tmp_path / "data").running() as built:
+        await shadowed(built)
+        await held(built)
+        answer = await call(built, "DELETE", f"{ADAPTERS}/a/versions/2?force=true")
+        assert (answer["cut"], answer["deleted"], built.engine.running) == ({}, True, 0)
+        assert (await call(built, "GET", f"{ADAPTERS}/a"))["shadows"] == {}
+        assert (await tally(built))["error"]["code"] == "not_found"
 
 
 async def test_a_stop_ends_what_is_pending(tiny_base: Path, tmp_path: Path) -> None:
-    async with world(tiny_base, tmp_path / "data", token_s=0.01).running() as slow:
-        await shadowed(slow)
-        for _ in range(3):
-            await call(slow, "POST", CHAT, chat("a", " ".join("x" * 1000), max_tokens=2))
-        await until(lambda: slow.engine.running == 1)
-    assert slow.engine.running == 0
-    assert len(slow.services.shadows._pending) == 0
+    async with world(tiny_base, tmp_path / "data").running() as built:
+        await shadowed(built)
+        await held(built, requests=3)
+        assert len(built.services.shadows._pending) == 2
+    assert built.engine.running == 0
+    assert len(built.services.shadows._pending) == 0
 
 
 async def test_what_another_process_sets_is_known_a_moment_later(fast: World, monkeypatch: pytest.MonkeyPatch) -> None:

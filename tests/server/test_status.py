@@ -23,37 +23,42 @@ async def shown(built: World, path: str) -> Any:
 
 
 async def test_a_version_is_followed_from_its_load_to_its_deletion(tiny_base: Path, tmp_path: Path) -> None:
-    async with world(tiny_base, tmp_path / "data", token_s=0.02, load_s=0.2).running() as slow:
-        name, seen = ingest(slow, "a"), []
+    async with world(tiny_base, tmp_path / "data", load_s=0.01).running() as built:
+        name, seen = ingest(built, "a"), []
 
         async def look() -> dict[str, Any]:
-            seen.append(await shown(slow, f"{ADAPTERS}/a/versions/1"))
+            seen.append(await shown(built, f"{ADAPTERS}/a/versions/1"))
             return dict(seen[-1])
 
         assert (await look())["resident_since"] is None
-        stream = Exchange(slow.app, "/v1/chat/completions", chat("a", " ".join("x" * 30), stream=True)).start()
-        await until(slow.services.residency.loading)
+        began = time.time()
+        built.engine.pause(after=1, loads=True)
+        stream = Exchange(built.app, "/v1/chat/completions", chat("a", " ".join("x" * 30), stream=True)).start()
+        await until(built.services.residency.loading)
         await look()
-        await until(lambda: slow.engine.running == 1)
+        built.engine.go_on()
+        built.engine.pause(after=1)
+        await until(lambda: built.engine.running == 1)
         resident = await look()
         assert (resident["leases"], resident["waiting"], resident["resident"]) == (1, 0, True)
-        assert resident["load_s"] >= 0.2
-        assert 0 <= time.time() - resident["resident_since"] < 60
-        assert (await shown(slow, f"{ADAPTERS}/a"))["versions"][0]["status"] == "resident"
-        deletion = Exchange(slow.app, f"{ADAPTERS}/a?wait_s=0", {}, "DELETE")
+        assert resident["load_s"] >= 0.01
+        assert began <= resident["resident_since"] <= time.time()
+        assert (await shown(built, f"{ADAPTERS}/a"))["versions"][0]["status"] == "resident"
+        deletion = Exchange(built.app, f"{ADAPTERS}/a?wait_s=0", {}, "DELETE")
         await deletion.start()
         assert (await look())["leases"] == 1
+        built.engine.go_on()
         await stream
-        await until(lambda: name not in slow.services.residency.snapshot())
+        await until(lambda: name not in built.services.residency.snapshot())
         assert [each["status"] for each in seen] == ["ready", "loading", "resident", "draining"]
 
 
 async def test_those_who_wait_for_a_version_are_counted(tiny_base: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_num_seqs": 1, "max_loras": 1}
-    async with world(tiny_base, tmp_path / "data", token_s=0.5, **settings).running() as narrow:
+    async with world(tiny_base, tmp_path / "data", **settings).running() as narrow:
         ingest(narrow, "a")
-        body = chat("a", " ".join("x" * 20))
-        asked = [Exchange(narrow.app, "/v1/chat/completions", body) for _ in range(6)]
+        narrow.engine.pause()
+        asked = [Exchange(narrow.app, "/v1/chat/completions", chat("a")) for _ in range(6)]
         answering = [each.start() for each in asked]
         turns = narrow.services.turns
         await until(lambda: narrow.engine.running >= 1 and narrow.engine.running + turns.waiting == 6)

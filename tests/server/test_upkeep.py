@@ -14,7 +14,6 @@ from adapters.registry import Registry
 from tests.server.harness import Exchange, World, adapter_files, chat, events, ingest, until, upload, world
 
 CHAT = "/v1/chat/completions"
-LONG = " ".join("x" * 20)
 
 
 def stock(client: TestClient, name: str, count: int) -> None:
@@ -60,21 +59,23 @@ def test_what_cannot_be_meant_is_refused(refusing: TestClient, asked: dict[str, 
 
 
 async def test_a_version_that_requests_use_stays_until_they_end(tiny_base: Path, tmp_path: Path) -> None:
-    slow = world(tiny_base, tmp_path / "slow", token_s=0.02)
-    async with slow.running():
+    built = world(tiny_base, tmp_path / "data")
+    async with built.running():
         for seed in (1, 2, 3):
-            ingest(slow, "a", seed)
-        stream = Exchange(slow.app, CHAT, chat("a@1", LONG, stream=True))
+            ingest(built, "a", seed)
+        built.engine.pause(after=1)
+        stream = Exchange(built.app, CHAT, chat("a@1", stream=True))
         answering = stream.start()
-        await until(lambda: slow.engine.running == 1)
-        collected, done = await slow.services.upkeep.collect(1)
+        await until(lambda: built.engine.running == 1)
+        collected, done = await built.services.upkeep.collect(1)
         assert [each.reason for each in collected.judged] == ["leased", "rollback", "recent"]
         assert done
+        built.engine.go_on()
         await answering
         assert events(stream.text)[-1] == "[DONE]"
-        collected, _ = await slow.services.upkeep.collect(1)
+        collected, _ = await built.services.upkeep.collect(1)
         assert [each.reason for each in collected.judged] == [None, "rollback", "recent"]
-        assert await slow.engine.adapter_ids() == set()
+        assert await built.engine.adapter_ids() == set()
 
 
 async def test_older_versions_go_by_themselves_after_an_upload(tiny_base: Path, tmp_path: Path) -> None:
