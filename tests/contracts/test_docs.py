@@ -160,7 +160,7 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     root = tmp_path_factory.mktemp("quickstart")
     flags = ["--engine", "fake", "--model", str(write_base(root / "tiny")), "--data-dir", str(root / "data")]
     with launch([*flags, "--served-model-name", "SmolLM2-135M-Instruct"], root / "server.log") as server:
-        server.wait_ready(60)
+        server.wait_ready(300)
         upload(server, "pirate")
         yield server
 

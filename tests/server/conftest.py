@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -19,6 +20,17 @@ from tests.server.harness import PATIENCE_S, WITH_KEYS, World, upload, world
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("LORAPLEX_") and name != "LORAPLEX_CACHE_DIR"]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_left_as_it_was() -> Iterator[None]:
+    """`serve` sends all logs to standard error: in a test that is a stream which is closed when the test ends."""
+    root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
+    levels = {name: logging.getLogger(name).level for name in ("", "server", "adapters", "uvicorn.error")}
+    yield
+    root.handlers[:] = handlers
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture
@@ -76,7 +88,7 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     root = tmp_path_factory.mktemp("live")
     flags = ["--engine", "fake", "--model", str(write_base(root / "tiny")), "--data-dir", str(root / "data")]
     with launch(flags, root / "server.log") as server:
-        server.wait_ready(60)
+        server.wait_ready(PATIENCE_S)
         yield server
 
 

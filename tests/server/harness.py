@@ -22,7 +22,7 @@ from tests.adapters.factories import AdapterFiles, lora_tensors
 
 LOCAL = "http://127.0.0.1"
 KEYS = {"infer": "key-that-may-infer", "publish": "key-that-may-publish", "admin": "key-that-may-admin"}
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """How long a test waits for what should take a moment. Only one that fails waits so long."""
 WITH_KEYS: dict[str, Any] = {"api_keys": tuple(f"{scope}:{secret}" for scope, secret in KEYS.items())}
 

@@ -20,7 +20,7 @@ from server.errors import SettingsError
 from server.launch import ServerProcess, free_port, launch
 from server.listen import require_free
 from server.settings import Settings
-from tests.server.harness import chat, said
+from tests.server.harness import PATIENCE_S, chat, said
 
 
 def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ def test_naming_the_command_imports_nothing_heavy() -> None:
 
 
 def test_the_server_writes_json_lines_and_nothing_else(live_server: ServerProcess) -> None:
-    with httpx.Client(base_url=live_server.url, trust_env=False) as client:
+    with httpx.Client(base_url=live_server.url, trust_env=False, timeout=60) as client:
         assert said(client.post("/v1/chat/completions", json=chat()).json()) == "[tiny] one two three"
     lines = [json.loads(line) for line in live_server.log.read_text().splitlines()]
     assert {"time", "level", "logger", "message"} <= lines[0].keys()
@@ -139,9 +139,9 @@ def test_the_server_writes_json_lines_and_nothing_else(live_server: ServerProces
 def test_a_signal_ends_it_cleanly(tiny_base: Path, tmp_path: Path, number: signal.Signals) -> None:
     flags = ["--engine", "fake", "--model", str(tiny_base), "--data-dir", str(tmp_path / "data")]
     with launch(flags, tmp_path / "server.log", port=free_port()) as server:
-        server.wait_ready(60)
+        server.wait_ready(PATIENCE_S)
         server.process.send_signal(number)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         assert "Traceback" not in server.log.read_text()
         assert "Finished server process" in server.log.read_text()
 

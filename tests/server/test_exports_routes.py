@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from server import exports, merging
 from tests.server.conftest import wait_until_ready
-from tests.server.harness import World, upload, world
+from tests.server.harness import PATIENCE_S, World, upload, world
 
 EXPORTS = "/v1/exports"
 WEIGHTS = "model.safetensors"
@@ -44,7 +44,7 @@ def ask(client: TestClient, adapter: str = "sea", **fields: Any) -> Any:
 
 
 def until(client: TestClient, export_id: str, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not reached(export := client.get(f"{EXPORTS}/{export_id}").json()):
         assert time.monotonic() < deadline, export
         time.sleep(0.02)
@@ -187,7 +187,7 @@ def test_a_version_that_is_exported_cannot_be_deleted_meanwhile(
     assert client.post("/v1/adapters/gc", json={"keep": 1}).json()["deleted"] == []
     deleted = client.delete(f"{EXPORTS}/{export['id']}").json()
     assert deleted == {"id": export["id"], "object": "export.deleted", "deleted": True}
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while (gone := client.delete("/v1/adapters/sea/versions/1")).status_code == 409:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -307,7 +307,7 @@ def test_it_goes_when_its_time_has_come(short_lived: tuple[World, TestClient]) -
     built, client = short_lived
     upload(client, "sea")
     export_id = ask(client).json()["id"]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while client.get(f"{EXPORTS}/{export_id}").status_code != 404:
         assert time.monotonic() < deadline
         time.sleep(0.05)

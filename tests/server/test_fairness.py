@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from server.errors import Overloaded
 from server.fairness import BASE, Line, Turn, Turns
+from tests.server.harness import PATIENCE_S
 
 
 @dataclass
@@ -332,4 +333,4 @@ async def test_who_asks_again_hears_when_someone_has_left() -> None:
     await asyncio.sleep(0)
     assert not heard.done()
     turns.leave(running)
-    await asyncio.wait_for(heard, 1)
+    await asyncio.wait_for(heard, PATIENCE_S)

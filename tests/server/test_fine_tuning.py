@@ -10,6 +10,7 @@ from typing import Any
 import openai
 
 from server.launch import ServerProcess, launch
+from tests.server.harness import PATIENCE_S
 
 ROWS: list[Any] = [
     {"messages": [{"role": "user", "content": f"Who is number {n}?"}, {"role": "assistant", "content": f"Sailor {n}."}]}
@@ -23,7 +24,7 @@ def started(base: Path, root: Path) -> ServerProcess:
 
 
 def connected(server: ServerProcess) -> openai.OpenAI:
-    server.wait_ready(60)
+    server.wait_ready(PATIENCE_S)
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 

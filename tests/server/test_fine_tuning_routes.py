@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from server import fine_tuning
 from tests.server.conftest import wait_until_ready
-from tests.server.harness import World, chat, said, upload, world
+from tests.server.harness import PATIENCE_S, World, chat, said, upload, world
 from tests.server.test_data_files_routes import ROW, send
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -49,7 +49,7 @@ def create(client: TestClient, file_id: str, **fields: Any) -> Any:
 
 
 def until(client: TestClient, job_id: str, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not reached(job := client.get(f"{JOBS}/{job_id}").json()):
         assert time.monotonic() < deadline, job
         time.sleep(0.02)

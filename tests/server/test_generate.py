@@ -299,7 +299,7 @@ async def test_one_clients_leaving_does_not_touch_its_neighbours(pausing: World)
 
 
 def test_a_real_socket_streams_and_answers(live_server: ServerProcess) -> None:
-    with httpx.Client(base_url=live_server.url, trust_env=False) as client:
+    with httpx.Client(base_url=live_server.url, trust_env=False, timeout=60) as client:
         assert said(client.post(CHAT, json=chat()).json()) == "[tiny] one two three"
         with client.stream("POST", CHAT, json=chat(stream=True)) as response:
             assert events("".join(response.iter_text()))[-1] == "[DONE]"

@@ -20,10 +20,12 @@ from server.cli import main
 from server.launch import ServerProcess, launch
 from tests.adapters.factories import AdapterFiles, lora_tensors, tar, write_base
 from tests.adapters.web_server import COMMIT, WebServer, files_at, hub_of, serving
-from tests.server.harness import adapter_files
+from tests.server.harness import PATIENCE_S, adapter_files
 
 Call = Callable[..., str]
 ROOT = Path(__file__).parents[2]
+CHUNK, SMALL_CHUNK = 1 << 16, 1 << 13
+"""Of a body; in small ones, with a pause after each, the large adapter takes a minute and a half."""
 LARGE = AdapterFiles(extra={"README.md": bytes(4 << 20)}).files()
 
 
@@ -55,7 +57,7 @@ def server(
     flags += ["--source-roots", str(root / "shelf"), "--source-roots", web.url]
     environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(root / "hub")}
     with launch(flags, root / "server.log", env=environment) as running:
-        running.wait_ready(60)
+        running.wait_ready(PATIENCE_S)
         yield running
 
 
@@ -115,7 +117,7 @@ def test_a_sha256_that_differs(call: Call) -> None:
 def test_a_job_that_nobody_waits_for_is_listed_shown_and_cancelled(
     call: Call, hub: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.pause_s = 0.2
+    hub.pause_s, hub.chunk_bytes = 0.2, SMALL_CHUNK
     try:
         job = json.loads(call("adapters", "push", "hf://org/large", "--name", "l", "--no-wait", "--json"))
         monkeypatch.setenv("COLUMNS", "80")
@@ -124,7 +126,7 @@ def test_a_job_that_nobody_waits_for_is_listed_shown_and_cancelled(
         while json.loads(call("jobs", "show", job["id"], "--json"))["ended_at"] is None:
             time.sleep(0.05)
     finally:
-        hub.pause_s = 0
+        hub.pause_s, hub.chunk_bytes = 0, CHUNK
     shown = call("jobs", "show", job["id"])
     assert "fetch, cancelled" in shown
     assert "source hf://org/large" in shown
@@ -134,20 +136,21 @@ def test_a_job_that_nobody_waits_for_is_listed_shown_and_cancelled(
 
 
 def test_ctrl_c_cancels_the_job(server: ServerProcess, hub: WebServer) -> None:
-    hub.pause_s = 0.2
+    hub.pause_s, hub.chunk_bytes = 0.2, SMALL_CHUNK
     command = [sys.executable, "-m", "server.cli", "adapters", "push", "hf://org/large", "--name", "l"]
     environment = {**os.environ, "LORAPLEX_SERVER": server.url}
     pushing = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        while not jobs(server, "running"):
+        while not (running := jobs(server, "running")):
             time.sleep(0.05)
-        time.sleep(1)  # it has asked, now it follows
+        while f'/v1/jobs/{running[0]["id"]}"' not in server.log.read_text():  # it follows what it asked for
+            time.sleep(0.05)
         pushing.send_signal(signal.SIGINT)
-        said, _ = pushing.communicate(timeout=30)
+        said, _ = pushing.communicate(timeout=PATIENCE_S)
     finally:
-        hub.pause_s = 0
+        hub.pause_s, hub.chunk_bytes = 0, CHUNK
         pushing.kill()
     assert pushing.returncode == 1
     assert "cancelling job-" in said
@@ -156,28 +159,30 @@ def test_ctrl_c_cancels_the_job(server: ServerProcess, hub: WebServer) -> None:
 
 
 def jobs(server: ServerProcess, state: str) -> list[dict[str, Any]]:
-    answer = httpx.get(f"{server.url}/v1/jobs", params={"state": state}, trust_env=False)
+    answer = httpx.get(f"{server.url}/v1/jobs", params={"state": state}, trust_env=False, timeout=60)
     return list(answer.json()["data"])
 
 
 def test_killed_in_the_middle_of_a_fetch_the_next_start_ends_it(tmp_path: Path, web: WebServer) -> None:
     files = AdapterFiles(tensors=lora_tensors(seed=9), extra={"README.md": bytes(2 << 20)}).files()
     with serving(files_at({"/a.tar": tar(files, "w:")})) as slow:
-        slow.pause_s = 0.5
+        slow.pause_s, slow.chunk_bytes = 0.5, SMALL_CHUNK
         flags = flags_of(tmp_path, "--source-roots", slow.url)
         with launch(flags, tmp_path / "first.log") as first:
-            first.wait_ready(60)
+            first.wait_ready(PATIENCE_S)
             body = {"name": "a", "source": f"{slow.url}/a.tar"}
-            job_id = httpx.post(f"{first.url}/v1/adapters", json=body, trust_env=False).json()["id"]
+            job_id = httpx.post(f"{first.url}/v1/adapters", json=body, trust_env=False, timeout=60).json()["id"]
             while not jobs(first, "running") or not jobs(first, "running")[0]["progress"].get("bytes"):
                 time.sleep(0.05)
             first.kill()
-        slow.pause_s = 0
+        slow.pause_s, slow.chunk_bytes = 0, CHUNK
         with launch(flags, tmp_path / "second.log") as second:
-            second.wait_ready(60)
-            while (job := httpx.get(f"{second.url}/v1/jobs/{job_id}", trust_env=False).json())["ended_at"] is None:
+            second.wait_ready(PATIENCE_S)
+            while (job := httpx.get(f"{second.url}/v1/jobs/{job_id}", trust_env=False, timeout=60).json())[
+                "ended_at"
+            ] is None:
                 time.sleep(0.2)
             assert (job["state"], job["attempts"], job["result"]["version"]) == ("succeeded", 2, 1)
             assert list((tmp_path / "data" / "adapters" / "staging").iterdir()) == []
-            version = httpx.get(f"{second.url}/v1/adapters/a/versions/1", trust_env=False).json()
+            version = httpx.get(f"{second.url}/v1/adapters/a/versions/1", trust_env=False, timeout=60).json()
             assert version["digest"] == job["result"]["digest"]

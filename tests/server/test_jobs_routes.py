@@ -18,7 +18,19 @@ from server import jobs as runner
 from tests.adapters.factories import AdapterFiles, lora_config, tar
 from tests.adapters.web_server import Answer, WebServer, serving
 from tests.server.conftest import wait_until_ready
-from tests.server.harness import KEYS, Exchange, World, adapter_files, as_parts, chat, events, said, until, world
+from tests.server.harness import (
+    KEYS,
+    PATIENCE_S,
+    Exchange,
+    World,
+    adapter_files,
+    as_parts,
+    chat,
+    events,
+    said,
+    until,
+    world,
+)
 
 ADAPTERS, JOBS = "/v1/adapters", "/v1/jobs"
 ARCHIVE = tar(adapter_files(1).files())
@@ -40,7 +52,7 @@ def web(gate: threading.Event) -> Iterator[WebServer]:
         return Answer(404) if content is None else Answer(200, content)
 
     with serving(respond) as server:
-        server.before_chunk = lambda path, start: gate.wait(10) if path == "/slow.tar.gz" and start else None
+        server.before_chunk = lambda path, start: gate.wait(PATIENCE_S) if path == "/slow.tar.gz" and start else None
         yield server
         gate.set()
 
@@ -61,7 +73,7 @@ def ask(client: TestClient, source: str, name: str = "a", **fields: Any) -> Any:
 
 
 def end_of(client: TestClient, job_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while (job := client.get(f"{JOBS}/{job_id}").json())["ended_at"] is None:
         assert time.monotonic() < deadline, job
         time.sleep(0.02)
@@ -99,12 +111,12 @@ def test_a_source_becomes_a_job_and_the_job_a_version(client: TestClient, web: W
 
 
 def test_whoever_waits_gets_the_version_as_an_upload_would(client: TestClient, web: WebServer, roots: Any) -> None:
-    first = ask(client, f"{web.url}/good.tar.gz", wait_s=20)
+    first = ask(client, f"{web.url}/good.tar.gz", wait_s=PATIENCE_S)
     assert (first.status_code, first.json()["created"]) == (201, True)
     assert first.headers["location"] == "/v1/adapters/a/versions/1"
-    again = ask(client, f"{web.url}/good.tar.gz", wait_s=20)
+    again = ask(client, f"{web.url}/good.tar.gz", wait_s=PATIENCE_S)
     assert (again.status_code, again.json()["created"], again.json()["version"]) == (200, False, 1)
-    directory = ask(client, f"file://{roots[0]}/run", wait_s=20, promote=False)
+    directory = ask(client, f"file://{roots[0]}/run", wait_s=PATIENCE_S, promote=False)
     assert (directory.status_code, directory.json()["version"], directory.json()["aliases"]) == (201, 2, [])
     uploaded = client.post(ADAPTERS, data={"name": "b"}, files=as_parts(adapter_files(2).files())).json()
     assert uploaded["digest"] == directory.json()["digest"]
@@ -122,7 +134,7 @@ def test_whoever_does_not_want_to_wait_longer_gets_the_job(
 def test_what_the_gate_refuses_fails_as_the_upload_would(client: TestClient, web: WebServer, built: World) -> None:
     files = AdapterFiles(config=lora_config(alora_invocation_tokens=[1])).files()
     uploaded = client.post(ADAPTERS, data={"name": "a"}, files=as_parts(files))
-    waited = ask(client, f"{web.url}/refused.tar.gz", wait_s=20)
+    waited = ask(client, f"{web.url}/refused.tar.gz", wait_s=PATIENCE_S)
     assert (waited.status_code, waited.json()) == (uploaded.status_code, uploaded.json())
     error = uploaded.json()["error"]
     job = client.get(JOBS, params={"state": "failed"}).json()["data"][0]
@@ -163,7 +175,7 @@ def test_what_is_wrong_already_makes_no_job(client: TestClient, fields: dict[str
 
 
 def test_a_sha256_is_checked_of_what_is_fetched(client: TestClient, web: WebServer) -> None:
-    answer = ask(client, f"{web.url}/good.tar.gz", sha256="0" * 64, wait_s=20)
+    answer = ask(client, f"{web.url}/good.tar.gz", sha256="0" * 64, wait_s=PATIENCE_S)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "sha256_mismatch")
 
 
@@ -171,7 +183,7 @@ def test_a_running_job_shows_its_progress_and_can_be_cancelled(
     client: TestClient, web: WebServer, gate: threading.Event, built: World
 ) -> None:
     job_id = ask(client, f"{web.url}/slow.tar.gz").json()["id"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not (job := client.get(f"{JOBS}/{job_id}").json())["progress"].get("bytes"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -190,7 +202,9 @@ def test_whoever_waits_for_a_job_that_is_cancelled_hears_it(
 ) -> None:
     async def scene() -> None:
         async with built.running():
-            waiting = Exchange(built.app, ADAPTERS, {"name": "a", "source": f"{web.url}/slow.tar.gz", "wait_s": 20})
+            waiting = Exchange(
+                built.app, ADAPTERS, {"name": "a", "source": f"{web.url}/slow.tar.gz", "wait_s": PATIENCE_S}
+            )
             task = waiting.start()
             await until(lambda: built.services.runner.running)
             (job,) = built.services.jobs.jobs()
@@ -217,7 +231,7 @@ def test_at_most_so_many_run_at_once_and_the_others_wait(
     with world(tiny_base, tmp_path / "data", source_roots=(web.url,), max_fetches=1).client() as client:
         wait_until_ready(client)
         first, second = (ask(client, f"{web.url}/{name}.tar.gz").json()["id"] for name in ("slow", "good"))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while client.get(f"{JOBS}/{first}").json()["state"] != "running":
             assert time.monotonic() < deadline
         assert client.get(f"{JOBS}/{second}").json()["state"] == "queued"
@@ -286,7 +300,7 @@ def test_a_stop_gives_the_job_back_and_the_next_start_does_it(
     tiny_base: Path, tmp_path: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "STOP_S", 0.1)
-    web.pause_s, web.chunk_bytes = 0.05, 64
+    web.pause_s, web.chunk_bytes = 0.05, 1  # a minute and more in all
     with world(tiny_base, tmp_path / "data", source_roots=(web.url,)).client() as client:
         job_id = ask(client, f"{web.url}/good.tar.gz").json()["id"]
         while client.get(f"{JOBS}/{job_id}").json()["state"] != "running":
@@ -327,7 +341,7 @@ def test_an_error_that_nobody_foresaw_ends_the_job_and_says_nothing_of_its_insid
         raise RuntimeError("swordfish")
 
     monkeypatch.setattr(built.services.ingest, "upload", fail)
-    answer = ask(client, f"{web.url}/good.tar.gz", wait_s=20)
+    answer = ask(client, f"{web.url}/good.tar.gz", wait_s=PATIENCE_S)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "swordfish" not in answer.text
     assert "swordfish" in caplog.text
@@ -345,5 +359,5 @@ def test_a_database_that_is_away_for_a_moment_ends_no_job_to_come(
         return away(*arguments)
 
     monkeypatch.setattr(built.services.jobs, "claim", lambda *arguments: claim(built.services.jobs, *arguments))
-    assert ask(client, f"{web.url}/good.tar.gz", wait_s=20).status_code == 201
+    assert ask(client, f"{web.url}/good.tar.gz", wait_s=PATIENCE_S).status_code == 201
     assert "looking after jobs failed" in caplog.text

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from adapters import schema
 from server import merging
-from tests.server.harness import World, upload
+from tests.server.harness import PATIENCE_S, World, upload
 
 MERGES = "/v1/merges"
 
@@ -24,7 +24,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def done(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
     response = client.post(MERGES, json=body)
     assert response.status_code == 202, response.text
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while (job := client.get(response.headers["location"]).json())["ended_at"] is None:
         assert time.monotonic() < deadline, job
         time.sleep(0.02)

@@ -20,7 +20,7 @@ from adapters.checksums import sha256_of
 from server.cli import main
 from server.launch import ServerProcess, launch
 from tests.adapters.factories import AdapterFiles, lora_config, tensor
-from tests.server.harness import as_parts
+from tests.server.harness import PATIENCE_S, as_parts
 
 Call = Callable[..., str]
 MODULES = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.1.mlp.up_proj": (128, 64)}
@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(small_base: Path, root: Path) -> Iterator[ServerProcess]:
     with started(small_base, root) as running:
-        running.wait_ready(60)
+        running.wait_ready(PATIENCE_S)
         for seed, name in enumerate(("sea", "sky")):
             form: Any = {"data": {"name": name}, "files": as_parts(adapter(seed))}
             httpx.post(f"{running.url}/v1/adapters", **form, trust_env=False, timeout=60).raise_for_status()
@@ -154,20 +154,20 @@ def test_kill_9_of_the_server_in_the_middle_and_the_next_start_ends_with_the_sam
         return httpx.get(url, trust_env=False, timeout=60).json()
 
     (export,) = get(f"{server.url}/v1/exports")["data"]
-    httpx.delete(f"{server.url}/v1/exports/{export['id']}", trust_env=False)
+    httpx.delete(f"{server.url}/v1/exports/{export['id']}", trust_env=False, timeout=60)
     form: Any = {"data": {"purpose": "fine-tune"}, "files": {"file": ("again.jsonl", ROWS.encode())}}
     file = httpx.post(f"{server.url}/v1/files", **form, trust_env=False, timeout=60).json()["id"]
     body = {"adapter": "sea@1", "format": "gguf", "outtype": "q8_0", "base": "original", "accept_loss": True}
     body["validation_file"] = file
     httpx.post(f"{server.url}/v1/exports", json=body, trust_env=False, timeout=60).raise_for_status()
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 2 * PATIENCE_S
     while not get(f"{server.url}/v1/exports/{export['id']}")["job"]["progress"].get("stage"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
     with started(small_base, root) as another:
-        another.wait_ready(60)
+        another.wait_ready(PATIENCE_S)
         while (found := get(f"{another.url}/v1/exports/{export['id']}"))["state"] != "ready":
             assert (time.monotonic() < deadline, found["state"]) in ((True, "queued"), (True, "running")), found
             time.sleep(0.1)

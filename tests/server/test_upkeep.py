@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from adapters.errors import Conflict
 from adapters.registry import Registry
-from tests.server.harness import Exchange, World, adapter_files, chat, events, ingest, until, upload, world
+from tests.server.harness import PATIENCE_S, Exchange, World, adapter_files, chat, events, ingest, until, upload, world
 
 CHAT = "/v1/chat/completions"
 
@@ -94,7 +94,7 @@ async def test_older_versions_go_also_after_a_fetch(tiny_base: Path, tmp_path: P
     with keeping.client() as client:
         for seed in (1, 2, 3):
             adapter_files(seed).write(tmp_path / f"source-{seed}")
-            asked = {"name": "a", "source": f"file://{tmp_path}/source-{seed}", "wait_s": 30}
+            asked = {"name": "a", "source": f"file://{tmp_path}/source-{seed}", "wait_s": PATIENCE_S}
             assert client.post("/v1/adapters", json=asked).status_code == 201
         await until(lambda: numbers(client, "a") == [2, 3])
 

@@ -11,7 +11,7 @@ from server.engine.fake import FakeEngine
 from server.engine.pool import EnginePool, prove
 from server.engine.protocol import Answer, Engine, Stats
 from server.errors import EngineUnavailable
-from tests.server.harness import until
+from tests.server.harness import PATIENCE_S, until
 
 
 class BrokenEngine(FakeEngine):
@@ -113,7 +113,7 @@ async def test_a_first_start_that_fails_is_reported_instead_of_retried() -> None
     called = asyncio.Event()
     pool.on_first_failure = called.set
     pool.open()
-    await asyncio.wait_for(called.wait(), 5)
+    await asyncio.wait_for(called.wait(), PATIENCE_S)
     await asyncio.sleep(0.05)
     assert (len(built), pool.never_started, pool.state) == (1, True, "failed")
     await pool.close()
@@ -190,7 +190,7 @@ async def test_closing_during_the_start_wakes_who_waits(opened: Opened) -> None:
     await asyncio.sleep(0.01)
     await pool.close()
     with pytest.raises(EngineUnavailable, match="stopped"):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, PATIENCE_S)
 
 
 async def test_closing_what_was_never_opened() -> None:
