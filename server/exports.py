@@ -15,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import Conflict, NotFound
+from adapters.errors import Conflict, NotFound, NotTheSame
 from adapters.export_store import Export, ExportFile, ExportStore, id_of
 from adapters.file_store import FileStore
 from adapters.job_records import CANCELLED, FAILED, QUEUED, SUCCEEDED
 from adapters.jobs import Job, Jobs
+from adapters.merge.export.exporting import DIFFERENCES, LOSS
 from adapters.merge.orders import ExportOrder
 from adapters.merge.report import FidelityReport
 from adapters.merge.sizes import export_bytes, parameters, work_bytes
@@ -206,10 +207,14 @@ class Exports:
                     self._store.delete(export.id)
 
     def _require_faithful(self, export: Export, fields: ExportFields) -> None:
-        """What one caller accepted is not accepted for another. Raises Unfaithful."""
+        """What one caller accepted is not accepted for another. Raises Unfaithful, NotTheSame."""
         if (measured := export.report.get("report")) is not None:
             proof = fields.proof(self._settings.merge_probe_tokens)
             require(FidelityReport.from_json(measured), Wishes(budget=proof.budget, accept_loss=proof.accept_loss))
+        accepts = {LOSS: fields.accept_loss, DIFFERENCES: fields.accept_differences}
+        for what, found in export.report.get("export", {}).get("accepted", {}).items():
+            if not accepts[what]:
+                raise NotTheSame(found)
 
     @cached_property
     def _parameters(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,7 +36,7 @@ class Budget(_Frozen):
     """The id of a file of rows of the task, on which it is measured; without one, on chats of this package."""
 
     def proof(self, tokens: int, data: tuple[str, ...] = ()) -> Proof:
-        return Proof(self.max_kl, self.max_loss_increase, self.accept_loss, tokens, data)
+        return Proof(self.max_kl, self.max_loss_increase, self.accept_loss, tokens=tokens, data=data)
 
 
 class Part(_Frozen):
@@ -86,6 +87,8 @@ class ExportFields(Budget):
     format: Format
     outtype: OutType | None = None
     base: Asked = "auto"
+    accept_differences: bool = False
+    """Take it although llama.cpp cuts texts or renders chats otherwise than the model's own tokenizer and template."""
 
     @model_validator(mode="after")
     def _format_has_it(self) -> Self:
@@ -94,7 +97,14 @@ class ExportFields(Budget):
             raise ValueError(f"outtype is {self.outtype!r}, {self.format} has {offered}")
         if self.format == "gguf-lora" and self.model_fields_set & {"base", *Budget.model_fields}:
             raise ValueError("gguf-lora is the adapter alone, which is merged into nothing: leave out base and budget")
+        if "accept_differences" in self.model_fields_set and not self.format.startswith("gguf"):
+            raise ValueError(
+                f"accept_differences is for gguf and gguf-lora; {self.format} has the model's own tokenizer"
+            )
         return self
+
+    def proof(self, tokens: int, data: tuple[str, ...] = ()) -> Proof:
+        return replace(super().proof(tokens, data), accept_differences=self.accept_differences)
 
     @property
     def stored(self) -> str:

@@ -40,6 +40,8 @@ class Proof:
     max_kl: float | None = None
     max_loss_increase: float | None = None
     accept_loss: bool = False
+    accept_differences: bool = False
+    """Of an export, that it reads texts or chats otherwise."""
     tokens: int = 2048
     data: tuple[str, ...] = ()
     """Paths of files of the task; without them, what the adapter held out, or chats of our own."""

@@ -110,7 +110,8 @@ def exported(order: ExportOrder, source: Path, tell: Tell) -> dict[str, Any]:
             values=order.values,
             tokens=min(TOKENS, order.proof.tokens),
             max_kl=None if order.format == "nf4" else order.proof.max_kl,  # that of NF4 was from the adapter, and kept
-            accept=order.proof.accept_loss,
+            accept_loss=order.proof.accept_loss,
+            accept_differences=order.proof.accept_differences,
         )
         told = _Seldom(tell)
         write_export(

@@ -129,6 +129,7 @@ def _several(arguments: argparse.Namespace) -> dict[str, Any]:
 def _export(remote: Remote, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     given = {} if arguments.outtype is None else {"outtype": arguments.outtype}
     merged = {} if arguments.format == "gguf-lora" else _budget(arguments)
+    given |= {"accept_differences": True} if arguments.accept_differences else {}
     with _rows(remote, arguments) as rows:
         export = remote.export({"adapter": arguments.adapter, "format": arguments.format, **given, **merged, **rows})
         if export["state"] != "ready":
@@ -238,6 +239,9 @@ def _export_parser() -> argparse.ArgumentParser:
     made.add_argument("adapter", metavar="NAME@REF", help="as the server names it")
     made.add_argument("--format", choices=FORMATS, required=True)
     made.add_argument("--outtype", help="of the weights: bf16, f16, f32, or q8_0, as the format has them")
+    made.add_argument(
+        "--accept-differences", action="store_true", help="take a GGUF that reads texts or chats otherwise"
+    )
     return made
 
 

@@ -9,15 +9,18 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from adapters.errors import NotTheSame
 from server import exports, merging
+from server.merge_fields import ExportFields
 from tests.server.conftest import wait_until_ready
-from tests.server.harness import PATIENCE_S, World, upload, world
+from tests.server.harness import PATIENCE_S, World, ingest, upload, world
 
 EXPORTS = "/v1/exports"
 WEIGHTS = "model.safetensors"
@@ -216,6 +219,38 @@ def test_what_loses_too_much_is_refused_unless_the_loss_is_accepted(
     assert ask(client, max_kl=0.6).json()["id"] == taken["id"]
 
 
+@pytest.mark.parametrize("format_", ["gguf", "gguf-lora"])
+def test_that_it_reads_otherwise_is_accepted_by_a_word_of_its_own(format_: Any) -> None:
+    proof = ExportFields(adapter="sea", format=format_, accept_differences=True).proof(16)
+    assert (proof.accept_loss, proof.accept_differences, proof.tokens) == (False, True, 16)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "accepts", "taken"),
+    [
+        ({}, {}, True),
+        ({"loss": "far"}, {}, False),
+        ({"loss": "far"}, {"accept_differences": True}, False),
+        ({"loss": "far"}, {"accept_loss": True}, True),
+        ({"differences": "otherwise"}, {"accept_loss": True}, False),
+        ({"differences": "otherwise"}, {"accept_differences": True}, True),
+    ],
+)
+def test_what_one_caller_accepted_of_an_export_is_not_accepted_for_another(
+    built: World, accepted: dict[str, str], accepts: dict[str, Any], taken: bool
+) -> None:
+    """Of a server that is not started: nothing is made."""
+    ingest(built, "sea")
+    exports, fields = built.services.exports, ExportFields(adapter="sea", format="gguf", **accepts)
+    asked, _ = exports.ask(fields, "somebody")
+    exports._store.keep(replace(asked, ready_at=1, report={"export": {"accepted": accepted}}))
+    if taken:
+        assert exports.ask(fields, "another") == (exports.export(asked.id), False)
+    else:
+        with pytest.raises(NotTheSame, match=next(iter(accepted.values()))):
+            exports.ask(fields, "another")
+
+
 def sent(client: TestClient, rows: bytes) -> str:
     form: dict[str, Any] = {"files": {"file": ("rows.jsonl", rows)}, "data": {"purpose": "fine-tune"}}
     return str(client.post("/v1/files", **form).json()["id"])
@@ -263,6 +298,7 @@ def test_it_is_measured_on_the_rows_that_are_given(
         ({"format": "nf4", "outtype": "bf16"}, 400, None),
         ({"max_kl": -1}, 400, "max_kl"),
         ({"validation_file": "file-1"}, 400, "validation_file"),
+        ({"accept_differences": True}, 400, None),
         ({"colour": "red"}, 400, "colour"),
     ],
 )

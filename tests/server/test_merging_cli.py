@@ -117,6 +117,8 @@ def test_several_adapters_become_one(call: Call) -> None:
 def test_what_is_refused_says_why(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert "(not_found)" in call("merge", "none", code=1)
     assert "(bad_request)" in call("export", "sea", "--format", "nf4", "--outtype", "f16", code=1)
+    said = call("export", "sea", "--format", "nf4", "--accept-differences", code=1)
+    assert "accept_differences is for gguf and gguf-lora" in said
     for words in (
         ["merge", "sea", "sky"],
         ["merge", "sea", "--into", "x"],

@@ -70,7 +70,10 @@ def parser() -> argparse.ArgumentParser:
         "--tokens", type=int, default=TOKENS, help=f"compared with the source (default: {TOKENS}; 0: none)"
     )
     check.add_argument("--max-kl", type=float, metavar="NATS", help="per token (default: 0.01; nf4: any)")
-    check.add_argument("--accept", action="store_true", help="keep what differs by more, and say so in its card")
+    check.add_argument("--accept-loss", action="store_true", help="keep what differs by more, and say so in its card")
+    check.add_argument(
+        "--accept-differences", action="store_true", help="keep what reads texts or chats otherwise, and say so"
+    )
     return made
 
 
@@ -87,7 +90,8 @@ def wish(arguments: argparse.Namespace) -> Wish:
         ollama=arguments.ollama,
         tokens=arguments.tokens,
         max_kl=arguments.max_kl,
-        accept=arguments.accept,
+        accept_loss=arguments.accept_loss,
+        accept_differences=arguments.accept_differences,
     )
 
 
@@ -114,5 +118,5 @@ def _lines(out: Path, record: Mapping[str, Any]) -> Iterator[str]:
         )
     if record["adapter_kept"] is not None:
         yield f"  of what the adapter changed, {record['adapter_kept']:.1%} is left in {record['outtype']}"
-    for note in [*record["notes"], *([f"accepted: {record['accepted']}"] if record["accepted"] else [])]:
+    for note in [*record["notes"], *(f"accepted: {what}" for what in record["accepted"].values())]:
         yield f"· {note}"

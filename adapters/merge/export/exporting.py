@@ -40,6 +40,8 @@ TYPES: Mapping[Format, tuple[str, ...]] = {
     "gguf-lora": ("f32", "f16", "bf16"),
 }
 """Of each format, the one that is taken by default first."""
+LOSS, DIFFERENCES = "loss", "differences"
+"""What can be accepted of an export: how far it is from its source, and that it reads texts or chats otherwise."""
 ENDS = ("eos", "eot", "eom")
 MODELFILE = "Modelfile"
 TOKENS = 192
@@ -64,8 +66,10 @@ class Wish:
     """0: it is not loaded again."""
     max_kl: float | None = None
     """None: what is usual for the format."""
-    accept: bool = False
-    """Keep what differs, and say so."""
+    accept_loss: bool = False
+    """Keep it however far it is from its source, and say so."""
+    accept_differences: bool = False
+    """Keep it although whoever loads it reads texts or chats otherwise, and say so."""
 
 
 @dataclass(frozen=True)
@@ -160,19 +164,29 @@ def _check(wish: Wish, made: Export, staging: Path, scratch: Path, told: Told) -
     return check
 
 
-def _judge(wish: Wish, opened: Opened, check: Check | None) -> str | None:
-    """What is accepted. Raises NotTheSame where nothing is."""
-    from adapters.merge.export.hearing import require_same
+def _judge(wish: Wish, opened: Opened, check: Check | None) -> Mapping[str, str]:
+    """What is accepted, and what there was to accept. Raises NotTheSame where somebody would have to."""
+    from adapters.merge.export.hearing import require_near, require_same_reading
 
-    try:
+    found: dict[str, str] = {}
+
+    @contextmanager
+    def unless(is_accepted: bool, what: str) -> Iterator[None]:
+        try:
+            yield
+        except NotTheSame as error:
+            if not is_accepted:
+                raise
+            found[what] = f"{found[what]}; {error.message}" if what in found else error.message
+
+    with unless(wish.accept_loss, LOSS):
         _require_kept(opened)
-        if check is not None:
-            require_same(check, opened.export.max_kl if wish.max_kl is None else wish.max_kl)
-    except NotTheSame as error:
-        if not wish.accept:
-            raise
-        return error.message
-    return None
+    if check is not None:
+        with unless(wish.accept_differences, DIFFERENCES):
+            require_same_reading(check)
+        with unless(wish.accept_loss, LOSS):
+            require_near(check, opened.export.max_kl if wish.max_kl is None else wish.max_kl)
+    return found
 
 
 def _require_kept(opened: Opened) -> None:
@@ -180,7 +194,7 @@ def _require_kept(opened: Opened) -> None:
         raise NotTheSame(
             f"of what the adapter changed {opened.kept:.1%} is left in {opened.export.stored}, at least "
             f"{LEAST_KEPT:.0%}; take the base's values before NF4 (--from original), or a type with more bits; or "
-            "accept it (--accept)"
+            "accept it (accept_loss)"
         )
 
 

@@ -116,23 +116,28 @@ def judge(source: Heard, export: Heard, by: str, probes: str) -> Check:
     )
 
 
-def require_same(check: Check, max_kl: float | None) -> None:
-    """Raises NotTheSame."""
+def require_same_reading(check: Check) -> None:
+    """Whoever loads it reads a text, and a chat, as its source does. Raises NotTheSame."""
     if check.other_texts:
         raise NotTheSame(
             f"{check.by} cuts {len(check.other_texts)} texts into other tokens than the source's tokenizer, such as "
-            f"{check.other_texts[0]!r:.120}",
+            f"{check.other_texts[0]!r:.120}; whoever knows why accepts it (accept_differences)",
             code="other_tokens",
         )
     if check.other_chats:
         raise NotTheSame(
-            f"{check.by} renders {check.other_chats} chats otherwise than the source's chat template",
+            f"{check.by} renders {check.other_chats} chats otherwise than the source's chat template; whoever knows "
+            "why accepts it (accept_differences)",
             code="other_template",
         )
+
+
+def require_near(check: Check, max_kl: float | None) -> None:
+    """Raises NotTheSame."""
     if max_kl is not None and not check.parity.kl <= max_kl:
         raise NotTheSame(
             f"in {check.by} the export is {check.parity.kl:.4f} nats per token (KL) from its source, allowed are "
-            f"{max_kl:g}; take a type with more bits, or allow more"
+            f"{max_kl:g}; take a type with more bits, allow more, or accept it (accept_loss)"
         )
 
 

@@ -34,8 +34,8 @@ class Facts:
     check: Check | None
     kept: float | None
     """What the format keeps of what the adapter changed; 1 is all of it."""
-    accepted: str | None
-    """What would have been refused, had nobody accepted it."""
+    accepted: Mapping[str, str]
+    """What would have been refused, had nobody accepted it: `loss`, `differences` → what that was."""
     notes: tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def write_documents(facts: Facts, directory: Path) -> Mapping[str, Any]:
         "lineage": facts.origin.lineage,
         "adapter_kept": facts.kept,
         "check": facts.check.record() if facts.check else None,
-        "accepted": facts.accepted,
+        "accepted": dict(facts.accepted),
         "notes": list(facts.notes),
         "versions": {library: version for library in LIBRARIES if (version := _version(library))},
     }
@@ -105,9 +105,9 @@ def _nearness(facts: Facts) -> Iterator[str]:
             f"Of what the adapter changed in the weights, {facts.kept:.1%} is left in {facts.outtype} (by size; below "
             "100 %: changes smaller than the steps of the format do not cross them)."
         )
-    if facts.accepted:
+    for what in facts.accepted.values():
         yield ""
-        yield f"**Accepted by whoever made it:** {_cell(facts.accepted)}"
+        yield f"**Accepted by whoever made it:** {_cell(what)}"
 
 
 def _cell(value: object) -> str:

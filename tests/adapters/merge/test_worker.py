@@ -9,9 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adapters.base import BaseModel
+from adapters.merge import worker
 from adapters.merge.apply import write_merged
-from adapters.merge.documents import RECORD, SUMS
+from adapters.merge.documents import EXPORT_RECORD, RECORD, SUMS
+from adapters.merge.export.exporting import Wish
 from adapters.merge.orders import BasePlace, ExportOrder, MergeOrder, Order, Proof, read_order, write_order
 from adapters.merge.plan import plan_merge
 from adapters.merge.verify import FILE, PICTURE
@@ -74,5 +78,24 @@ def test_an_nf4_export_is_judged_in_nf4_and_needs_nobody_to_accept_it(
     assert (found["judged"], found["trained_on"]) == ("merged, original, nf4", "dequantized")
     assert (found["within_budget"], found["reasons"]) == (True, [])
     assert found["task"]["kl"] > 0.02, "or the budget of 16 bits would have done"
-    assert done["report"]["export"]["accepted"] is None
+    assert done["report"]["export"]["accepted"] == {}
     assert "model.safetensors" in {file["name"] for file in done["files"]}
+
+
+@pytest.mark.parametrize(("loss", "differences"), [(True, False), (False, True)])
+def test_what_the_caller_accepts_is_what_the_export_accepts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: bool, differences: bool
+) -> None:
+    wishes: list[Wish] = []
+
+    def write(wish: Wish, _: Any) -> None:
+        wishes.append(wish)
+        wish.destination.mkdir()
+        (wish.destination / EXPORT_RECORD).write_text("{}")
+
+    monkeypatch.setattr(worker, "write_export", write)
+    proof = Proof(accept_loss=loss, accept_differences=differences)
+    place = BasePlace("/base", "base", "/fingerprints")
+    order = ExportOrder("/sea", place, str(tmp_path / "out"), "gguf", "f16", proof=proof)
+    assert worker.exported(order, Path("/merged"), lambda _: None) == {"export": {}}
+    assert [(wish.accept_loss, wish.accept_differences) for wish in wishes] == [(loss, differences)]

@@ -146,12 +146,12 @@ def test_what_four_bits_leave_nothing_of_is_refused_or_accepted(base: Path, tmp_
     """A small change of values that lie on the levels of NF4 already."""
     adapter = save_adapter(base, tmp_path / "weak", r=4, lora_alpha=8, strength=0.06)
     asked = wish(adapter, tmp_path / "here/out", "nf4", base=base, values="dequantized")
-    with pytest.raises(NotTheSame, match=r"is left in nf4, at least 50%; .*--from original.*--accept"):
+    with pytest.raises(NotTheSame, match=r"is left in nf4, at least 50%; .*--from original.*accept_loss"):
         export(asked)
     assert list((tmp_path / "here").iterdir()) == []
-    record = export(replace(asked, accept=True))
+    record = export(replace(asked, accept_loss=True))
     assert record["adapter_kept"] < 0.5
-    assert "is left in nf4, at least 50%" in record["accepted"]
+    assert "is left in nf4, at least 50%" in record["accepted"]["loss"]
 
 
 def test_what_differs_by_more_is_refused_and_leaves_nothing_or_is_accepted_and_says_so(
@@ -161,8 +161,8 @@ def test_what_differs_by_more_is_refused_and_leaves_nothing_or_is_accepted_and_s
     with pytest.raises(NotTheSame, match=r"nats per token \(KL\) from its source, allowed are 1e-09"):
         export(asked)
     assert list(tmp_path.iterdir()) == []
-    record = export(replace(asked, accept=True))
-    assert "allowed are 1e-09" in record["accepted"]
+    record = export(replace(asked, accept_loss=True))
+    assert "allowed are 1e-09" in record["accepted"]["loss"]
     assert "**Accepted by whoever made it:**" in (tmp_path / "out/README.md").read_text()
 
 
@@ -177,6 +177,16 @@ def test_a_tokenizer_that_cuts_otherwise_is_seen(merged: Path, tmp_path: Path, m
     with pytest.raises(NotTheSame, match="into other tokens than the source's tokenizer") as refused:
         export(wish(merged, tmp_path / "out", "gguf"))
     assert refused.value.code == "other_tokens"
+    far = wish(merged, tmp_path / "out", "gguf", max_kl=1e-12)
+    with pytest.raises(NotTheSame, match=r"into other tokens .* \(accept_differences\)"):
+        export(replace(far, accept_loss=True))
+    with pytest.raises(NotTheSame, match=r"allowed are 1e-12; .* \(accept_loss\)"):
+        export(replace(far, accept_differences=True))
+    record = export(replace(far, accept_loss=True, accept_differences=True))
+    assert "allowed are 1e-12" in record["accepted"]["loss"]
+    assert "into other tokens" in record["accepted"]["differences"]
+    card = (tmp_path / "out/README.md").read_text()
+    assert card.count("**Accepted by whoever made it:**") == 2
 
 
 def test_a_chat_that_is_cut_otherwise_between_its_special_tokens_is_seen(tmp_path: Path) -> None:
