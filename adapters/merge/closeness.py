@@ -5,6 +5,7 @@ It knows no models: what it gets are log-probabilities [tokens, vocabulary] in f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -57,13 +58,16 @@ class _Sums:
     def __init__(self, reference: Reference) -> None:
         self._reference = reference
         self._place = self._same = 0
-        self._loss = self._divergence = self._change = self._largest = 0.0
+        self._loss = self._divergence = self._change = self._largest = self._difference = self._squares = 0.0
 
     def add(self, found: Tensor, tokens: Tensor) -> None:
         expected = self._reference.expected(found, self._place)
         self._place += len(found)
         own, theirs = (each.gather(1, tokens[:, None]).squeeze(1) for each in (found, expected))
-        changes = (own - theirs).abs()
+        differences = (own - theirs).double()
+        changes = differences.abs()
+        self._difference += float(differences.sum())
+        self._squares += float(differences.square().sum())
         self._loss -= float(own.sum(dtype=torch.float64))
         self._divergence += float(kl(expected, found).sum(dtype=torch.float64))
         self._change += float(changes.sum(dtype=torch.float64))
@@ -78,7 +82,16 @@ class _Sums:
             mean_change=self._change / self._place,
             largest_change=self._largest,
             same_top=self._same / self._place,
+            loss_error=self._error(),
         )
+
+    def _error(self) -> float:
+        """The sample's standard deviation by the root of its size; of one token nothing is known."""
+        count = self._place
+        if count < 2:
+            return 0.0
+        scatter = max(self._squares - self._difference**2 / count, 0.0)
+        return math.sqrt(scatter / (count - 1) / count)
 
 
 def kl(reference: Tensor, found: Tensor) -> Tensor:

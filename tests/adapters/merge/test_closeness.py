@@ -42,6 +42,14 @@ def test_the_first_that_is_judged_is_what_the_others_are_compared_with(tmp_path:
     assert other.largest_change == pytest.approx(math.log(0.5 / 0.05))
     assert other.mean_change == pytest.approx(math.log(0.5 / 0.05) / 3)
     assert other.same_top == pytest.approx(2 / 3)
+    assert itself.loss_error == 0.0
+    assert other.loss_error == pytest.approx(math.log(0.5 / 0.05) / 3)  # of 0, x and 0: x / √3, by √3
+
+
+def test_of_one_token_nothing_is_known_of_how_its_loss_scatters(tmp_path: Path) -> None:
+    reference = Reference(tmp_path / "rows", 1)
+    reference.judge([(QUARTERS, tokens(0))])
+    assert reference.judge([(SKEWED, tokens(0))]).loss_error == 0.0
 
 
 def test_what_the_reference_says_lies_on_disk(tmp_path: Path) -> None:

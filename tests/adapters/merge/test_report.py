@@ -82,7 +82,18 @@ def test_one_on_another_base_is_above_it_and_says_what_of() -> None:
 
 def test_a_loss_that_rises_is_above_it_too() -> None:
     judged = REPORT.within(Budget(max_kl=2.0), "merged, dequantized, nf4")
-    assert judged.reasons[0] == "loss on task rises by 1.9000 to 3.9000 nats per token, by at most 0.02"
+    assert judged.reasons[0] == "loss on task rises by 1.9000 ± 0.0000 to 3.9000 nats per token, by at most 0.02"
+
+
+def test_of_few_tokens_a_loss_may_rise_by_chance() -> None:
+    """By two standard errors beyond what is allowed, and KL is as strict as ever."""
+    told = variant("merged", "original", "nf4", loss=2.04)
+    for error, passes in ((0.0099, False), (0.0101, True)):
+        rough = replace(told, task=replace(told.task, loss_error=error))
+        assert replace(REPORT, variants=(*REPORT.variants, rough)).within(Budget(), rough.name).passed == passes
+    far = replace(told, task=replace(told.task, loss_error=1.0, kl=0.011))
+    (reason,) = replace(REPORT, variants=(*REPORT.variants, far)).within(Budget(), far.name).reasons
+    assert reason.startswith("KL")
 
 
 def test_what_is_hardly_left_of_the_change_is_lost_however_near_it_is() -> None:
@@ -105,8 +116,8 @@ def test_four_bits_may_cost_what_they_cost_the_base_and_half_as_much_again() -> 
     assert cheaper.within(Budget()).reasons == (
         "KL to the adapter on task is 0.2000 nats per token, at most 0.1900 (0.01, and 1.5 times the 0.1200 that NF4 "
         "costs the base itself)",
-        "loss on task rises by 0.1000 to 2.1000 nats per token, by at most 0.0950 (0.02, and 1.5 times the 0.0500 that "
-        "NF4 costs the base itself)",
+        "loss on task rises by 0.1000 ± 0.0000 to 2.1000 nats per token, by at most 0.0950 (0.02, and 1.5 times the "
+        "0.0500 that NF4 costs the base itself)",
     )
 
 
