@@ -113,6 +113,7 @@ def _tried(model: Any, stations: Sequence[Station]) -> bool:
     if head is not None:
         hooks.append(head.register_forward_hook(lambda _, __, found: heads.append(found)))
     for station in stations:
+        station.compute_narrow(model.get_submodule(station.path))  # or one number became as large as a head
         station.leave_only(1.0)
     try:
         with torch.no_grad():
@@ -122,6 +123,8 @@ def _tried(model: Any, stations: Sequence[Station]) -> bool:
     finally:
         for hook in hooks:
             hook.remove()
+        for station in stations:
+            station.compute_as_usual(model.get_submodule(station.path))  # an adapter may copy modules
     if never := [station.path for station in stations if station.path not in called]:
         raise NotInLayers(f"{never[0]} of {type(model).__name__} is used without being called")
     return len(heads) == 1 and torch.equal(heads[0], logits)

@@ -25,9 +25,12 @@ from adapters.train.head_loss import head_is_plain, without_head
 from adapters.train.labels import IGNORED, Example
 from adapters.train.model import Batch, collate
 
-BATCH = 8
+BATCH_TOKENS = 1024
+"""Of rows side by side, padding and all."""
 CHUNK_BYTES = 16 << 20
-"""Of fp32 logits held at once; comparing them takes five times that."""
+"""Of fp32 logits held at once."""
+COMPARED_BYTES = 1 << 20
+"""Of them that are compared at once, which takes five times that."""
 NOTHING: Mapping[str, Any] = {}
 
 Heard = Callable[[int, int], None]
@@ -139,17 +142,27 @@ def log_probabilities(
     for parameter in loaded.model.parameters():
         parameter.requires_grad_(False)
     batches = [(name, batch) for name, examples in texts.items() for batch in _batches(examples, pad)]
-    rows = max(1, CHUNK_BYTES // (4 * causal.config.get_text_config().vocab_size))
+    words = causal.config.get_text_config().vocab_size
+    rows, few = (max(1, size // (4 * words)) for size in (CHUNK_BYTES, COMPARED_BYTES))
     calls = [partial(_kept, loaded.model, batch) for _, batch in batches]
     with without_head(causal) if loaded.head_is_plain else nullcontext() as head:
         for (name, _), (found, targets) in zip(batches, loaded.passes(calls, heard), strict=True):
             for part, wanted in zip(found.split(rows), targets.split(rows), strict=True):
                 logits = head(part) if head else part
-                yield name, torch.log_softmax(logits.float(), dim=-1), wanted
+                for some, tokens in zip(logits.split(few), wanted.split(few), strict=True):
+                    yield name, torch.log_softmax(some.float(), dim=-1), tokens
 
 
 def _batches(examples: Sequence[Example], pad: int) -> Iterator[Batch]:
-    return (collate(examples[start : start + BATCH], pad) for start in range(0, len(examples), BATCH))
+    side_by_side: list[Example] = []
+    for example in examples:
+        width = max(len(each.ids) for each in (*side_by_side, example))
+        if side_by_side and (len(side_by_side) + 1) * width > BATCH_TOKENS:
+            yield collate(side_by_side, pad)
+            side_by_side = []
+        side_by_side.append(example)
+    if side_by_side:
+        yield collate(side_by_side, pad)
 
 
 def _kept(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters.base import WEIGHT
 from adapters.errors import MergeError
@@ -13,6 +13,9 @@ from adapters.merge.bases import choose_base
 from adapters.merge.named_tensors import Computed, NamedTensors
 from adapters.merge.plan import Dtype, MergePlan, PlannedTensor, plan_merge
 from adapters.merge.report import BASES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PlannedWeights:
@@ -34,7 +37,16 @@ class PlannedWeights:
 
 
 def _tensors(plan: MergePlan, planned: Mapping[str, PlannedTensor], dtype: Dtype) -> NamedTensors:
-    return Computed(planned, lambda name: merged_tensor(plan, planned[name], dtype))
+    return Computed(planned, lambda name: _tensor(plan, planned[name], dtype))
+
+
+def _tensor(plan: MergePlan, planned: PlannedTensor, dtype: Dtype) -> Tensor:
+    """As it lies where nothing changes it and fp32 would say the same in twice the bytes."""
+    lies_as = plan.weights.spans[planned.origin][1].dtype
+    is_kept = planned.operation is None and not planned.decoded
+    if is_kept and dtype == "float32" and lies_as in ("BF16", "F16"):
+        return merged_tensor(plan, replace(planned, dtype=lies_as))
+    return merged_tensor(plan, planned, dtype)
 
 
 def trained_on(plan: MergePlan) -> str:

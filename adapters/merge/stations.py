@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from adapters.merge.lanes import current_lane, side_by_side
+from adapters.merge.narrow import Narrow, narrow_of
+from adapters.train.allocator import give_back
 
 Result = TypeVar("Result")
 
@@ -27,20 +29,36 @@ class Station:
         """Of the module, in the model."""
         self.held: dict[str, torch.nn.Parameter | Tensor] = {}
         """By the name that their values have."""
+        self._narrow: Narrow | None = None
+
+    def compute_narrow(self, module: Any) -> None:
+        """Where that is possible, what is called here computes with what it is filled with as narrow as it comes."""
+        if len(self.held) == 1 and (narrow := narrow_of(module)) is not None:
+            self._narrow = module.forward = narrow
+
+    def compute_as_usual(self, module: Any) -> None:
+        if self._narrow is not None:
+            self._narrow = None
+            del module.forward
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         for name, own in self.held.items():
-            own.data = tensors[name].to(own.dtype)
+            self._put(own, tensors[name])
 
     def stay(self, parameters: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
         for name in [name for name, own in self.held.items() if any(own is each for each in parameters)]:
-            own = self.held.pop(name)
-            own.data = tensors[name].to(own.dtype)
+            self._put(self.held.pop(name), tensors[name])
 
     def leave_only(self, value: float) -> None:
         """One number takes the place of each, so that nothing but its shape is left."""
         for own in self.held.values():
-            own.data = one_number(value, own)
+            self._put(own, one_number(value, own))
+
+    def _put(self, own: Tensor, values: Tensor) -> None:
+        if self._narrow is not None:
+            self._narrow.hold(values)
+        else:
+            own.data = values.to(own.dtype)
 
 
 class Stations:
@@ -61,6 +79,7 @@ class Stations:
         """`model`: the one that they were found in, whatever has been put around its modules meanwhile."""
         for station in self._stations:
             module = model.get_submodule(station.path)
+            station.compute_narrow(module)
             module.register_forward_pre_hook(self._arriving(station), prepend=True)
             module.register_forward_hook(self._leaving(station), always_call=True)
 
@@ -98,6 +117,7 @@ class Stations:
     def _fill(self, station: Any) -> None:
         if station not in self._filled:
             self._empty([each for each in self._filled if not self._inside[each]])
+            give_back()
             station.fill(self._tensors)
             self._filled.append(station)
 

@@ -23,7 +23,8 @@ from adapters.merge.tensors import torch_types
 
 
 class Weights(Protocol):
-    """Every tensor of the model, computed in fp32 when it is asked for and rounded once, to the type that is named."""
+    """Every tensor of the model, computed in fp32 when it is asked for and rounded once, to the type that is named. One
+    that nothing changes may come in fewer bits, where they are all there is to it."""
 
     path: Path
     """Directory of the base, for its configuration and tokenizer."""

@@ -43,8 +43,13 @@ def while_loading() -> Iterator[None]:
         yield
     finally:
         map_large_tensors()
-        if (library := _glibc()) is not None:
-            library.malloc_trim(0)
+        give_back()
+
+
+def give_back() -> None:
+    """Pages of the heap, of every thread's, that nothing is in: what is freed between things that stay is kept else."""
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -21,6 +21,13 @@ from tests.flows.zoo import Case, lora, make, other
 
 WORDS = [Example(tuple(range(1, length)), tuple(range(1, length)), False) for length in (9, 12, 5, 20, 7, 6, 15, 4, 11)]
 TEXTS = {"task": WORDS, "general": WORDS[2:5]}
+BATCHES = 4
+
+
+@pytest.fixture(autouse=True)
+def few_tokens_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that three rows of the task are in a batch."""
+    monkeypatch.setattr("adapters.merge.models.BATCH_TOKENS", 64)
 
 
 def said(
@@ -109,9 +116,8 @@ def test_one_layer_is_there_at_a_time(tmp_path: Path) -> None:
 
     for layer in loaded.model.model.layers:
         layer.mlp.register_forward_hook(look)
-    batches = 3
     list(log_probabilities(loaded, TEXTS, 0))
-    assert held == [[layer] for layer in range(3) for _ in range(batches)]
+    assert held == [[layer] for layer in range(3) for _ in range(BATCHES)]
     assert all(each.untyped_storage().nbytes() <= 4 for each in loaded.model.parameters())
 
 
