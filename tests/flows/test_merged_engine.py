@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from tests.server.harness import until
 pytestmark = pytest.mark.engine
 MERGED = "/v1/adapters/pirate/versions/1/merged"
 QUESTIONS = ("Why is the sky blue?", "Tell me a story about the sea.", "What is your name?")
+FASTEST_STEP_S = 1e-3
+"""No processor reads half a gigabyte of weights sooner: a shorter time was not measured."""
 LONG = "Here is what I know. " * 150
 
 
@@ -83,6 +85,11 @@ def test_promoted_killed_under_a_stream_rebuilt_and_fallen_back_from(
         scored_merged = scores(beside, data, capsys)
         assert scored_merged.pop("ways") == {"merged": 3}
         assert scored_merged == scored
+        assert [chat(client, question) for question in QUESTIONS] == after
+        measured = story_by_hand(client, beside, lambda story: "measured" in story["figures"])["figures"]["measured"]
+        for when in ("before", "after"):  # of whole answers only: eight of those nine had to be timed
+            assert measured[f"tpot_{when}_s"] > FASTEST_STEP_S
+            assert measured[f"ttft_{when}_s"] > FASTEST_STEP_S
 
         page = client.get("/metrics").text
         name = client.get(MERGED).json()["name"]
@@ -101,6 +108,21 @@ def test_promoted_killed_under_a_stream_rebuilt_and_fallen_back_from(
         assert client.delete(MERGED).json()["ended"]
         assert [chat(client, question) for question in QUESTIONS] == before
         assert len(engines(beside)) == 1
+        story_by_hand(client, beside, lambda story: story["state"] == "demoted")
+
+
+def story_by_hand(
+    client: httpx.Client, live: Live, reached: Callable[[dict[str, Any]], bool], timeout_s: float = 900
+) -> dict[str, Any]:
+    """The story of the engine that was asked for here, when that is so."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        told = client.get("/v1/promotions?adapter=pirate").json()
+        mine = [dict(story) for story in told["data"] if story["origin"] == "hand"]
+        if mine and reached(mine[0]):
+            return mine[0]
+        assert time.monotonic() < deadline, (told, live.server.tail())
+        time.sleep(0.3)
 
 
 def texts(answers: list[tuple[str, str]]) -> list[str]:
