@@ -16,6 +16,7 @@ from adapters.merge.plan import FLOATS, STORED, Dtype, MergePlan, PlannedTensor
 from adapters.merge.shard_file import Entry, write_shard
 from adapters.merge.tensors import read_tensor, torch_types
 from adapters.merge.unfinished import unfinished
+from adapters.merge.verify import FILE, PICTURE
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ Progress = Callable[[str, int], None]
 """Called with a tensor's name and its bytes, when it is done."""
 Check = Callable[[Path], Mapping[str, Any]]
 """Called with the whole directory before anybody can see it. What it returns goes into the record as `fidelity`; an
-AdapterError that it raises ends the merge, and nothing is left."""
+AdapterError that it raises ends the merge, and nothing is left but what is Unfaithful, which waits to be accepted."""
 
 
 def merged_tensors(
@@ -55,7 +56,7 @@ def write_merged(
     destination = destination.absolute()
     if (there := _is_there(plan, destination)) is not None:
         return there
-    with unfinished(destination, plan.digest) as work:
+    with unfinished(destination, plan.digest, (FILE, PICTURE)) as work:
         for shard in plan.shards:
             entries = [Entry(each.name, each.dtype, each.shape, each.size_bytes) for each in plan.in_shard(shard)]
             if shard not in work.shards:

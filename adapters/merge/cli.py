@@ -26,7 +26,8 @@ from adapters.merge.ending import ExitCodes, ended
 from adapters.merge.plan import DTYPES, MergePlan, plan_merge
 from adapters.merge.report import FidelityReport
 from adapters.merge.report_table import show
-from adapters.merge.verify import check_of
+from adapters.merge.unfinished import KEPT_DAYS, place_of
+from adapters.merge.verify import FILE, PICTURE, check_of
 from adapters.train.allocator import map_large_tensors
 
 EXIT_CODES: ExitCodes = (
@@ -130,6 +131,8 @@ def merge(adapter: Path, base: BaseModel, arguments: argparse.Namespace, console
     try:
         with fidelity_flags.bar(console) as progress:
             _write(plan, arguments, progress, reports)
+    except Unfaithful as refused:
+        raise Unfaithful(f"{refused.message}. {_kept(arguments.out)}") from None
     finally:
         for report in reports:  # also of a merge that is refused for it
             show(report, report.within(fidelity_flags.wishes(arguments).budget), Console())
@@ -141,6 +144,15 @@ def _write(plan: MergePlan, arguments: argparse.Namespace, progress: Progress, r
     if not arguments.no_verify:
         check = check_of(plan, fidelity_flags.wishes(arguments), fidelity_flags.told_by(progress), reports.append)
     write_merged(plan, arguments.out, lambda name, size: progress.advance(task, size), check)
+
+
+def _kept(out: Path) -> str:
+    place = place_of(out.absolute())
+    return (
+        f"Its report is {place / FILE}, drawn in {PICTURE} there. The merged files wait beside it: the same command "
+        f"with --accept-loss makes them {out}, and neither merges nor measures again. They go with the first merge into "
+        f"this folder after {KEPT_DAYS} days, or with another one into {out.name}"
+    )
 
 
 def table(plan: MergePlan) -> Table:

@@ -148,6 +148,8 @@ class FidelityReport:
     """What `formats` sums up; the largest part of the report by far, and left out where there is little room."""
     whole: str = ""
     """Why whole models were in memory; empty: one layer was."""
+    asked: str = ""
+    """A digest of what was measured and on which texts; empty: nobody will ask for the same again."""
 
     @property
     def reference(self) -> VariantReport:

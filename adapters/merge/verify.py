@@ -1,24 +1,29 @@
 """A planned merge through the fidelity report and its budget, before anybody sees the result of `loraplex merge`.
 
 A merge that is above the budget is refused, unless its loss is accepted. The report lies beside the weights, whole and
-as a picture; its summary goes into the record of the merge.
+as a picture; its summary goes into the record of the merge. What was measured before is not measured again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.checksums import sha256_of
 from adapters.errors import Unfaithful
 from adapters.merge.report import Budget, FidelityReport, Told, VariantReport
+from adapters.upload import HELD_OUT
 
 if TYPE_CHECKING:
     from adapters.merge.plan import MergePlan
 
 FILE, PICTURE = "fidelity.json", "fidelity.png"
+MEASURING = "fidelity-1"
+"""Changes when the same would give other figures."""
 TOKENS = 2048
 """Of the task; half as many of general text. Of a vocabulary of 128,256 words, one takes half a megabyte of disk."""
 
@@ -67,7 +72,8 @@ def check_of(
     def check(directory: Path) -> Mapping[str, Any]:
         from adapters.merge.report_chart import draw
 
-        report = measured(plan, wishes, told, directory)
+        asked = asked_of(plan, wishes)
+        report = _measured_before(directory, asked) or replace(measured(plan, wishes, told, directory), asked=asked)
         (directory / FILE).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
         draw(report, directory / PICTURE)
         shown(report)
@@ -80,6 +86,25 @@ def check_of(
         }
 
     return check
+
+
+def asked_of(plan: MergePlan, wishes: Wishes) -> str:
+    """`sha256:<hex>` of what the figures come from: the merge, the format that it is judged in, and the texts."""
+    from adapters.merge.probes import CHATS, PROSE
+
+    texts = (*wishes.data, wishes.general or PROSE, plan.adapter / HELD_OUT, CHATS)
+    sums = [sha256_of(path) if path.is_file() else None for path in texts]
+    told = [MEASURING, plan.digest, wishes.stored or plan.dtype, wishes.tokens, sums]
+    return f"sha256:{hashlib.sha256(json.dumps(told).encode()).hexdigest()}"
+
+
+def _measured_before(directory: Path, asked: str) -> FidelityReport | None:
+    """By a merge that was refused, or stopped behind its report."""
+    try:
+        found = read_report(directory)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found.asked == asked else None
 
 
 def read_report(directory: Path) -> FidelityReport:

@@ -32,6 +32,24 @@ def test_a_merge_whose_loss_is_accepted_has_its_report_beside_it(plan: MergePlan
     assert FILE in (tmp_path / "out" / "SHA256SUMS").read_text()
 
 
+def test_what_was_measured_is_not_measured_again(plan: MergePlan, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def told(what: str, done: int, of: int) -> None:
+        heard.append(what)
+
+    for wishes, is_measured in ((FEW, True), (replace(FEW, budget=Budget(0.0, 0.0)), False), (Wishes(tokens=21), True)):
+        heard.clear()
+        with pytest.raises(Unfaithful):
+            write_merged(plan, tmp_path / "out", check=check_of(plan, wishes, told))
+        assert bool(heard) is is_measured
+    report = tmp_path / ".out.merging" / FILE
+    report.write_text(report.read_text()[:100])
+    heard.clear()
+    write_merged(plan, tmp_path / "out", check=check_of(plan, replace(FEW, tokens=21, accept_loss=True), told))
+    assert heard, "half a report is none"
+
+
 def test_the_message_says_what_to_do() -> None:
     with pytest.raises(Unfaithful, match=r"trained on \(dequantized\), or .*max_kl.* \(accept_loss\)"):
         require(replace(REPORT, judged="merged, original, bfloat16"), Wishes())
