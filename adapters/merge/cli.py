@@ -150,8 +150,8 @@ def _kept(out: Path) -> str:
     place = place_of(out.absolute())
     return (
         f"Its report is {place / FILE}, drawn in {PICTURE} there. The merged files wait beside it: the same command "
-        f"with --accept-loss makes them {out}, and neither merges nor measures again. They go with the first merge into "
-        f"this folder after {KEPT_DAYS} days, or with another one into {out.name}"
+        f"with --accept-loss makes them {out}, and neither merges nor measures again. They go with the first merge "
+        f"into this folder after {KEPT_DAYS} days, or with another one into {out.name}"
     )
 
 
