@@ -5,12 +5,12 @@ from __future__ import annotations
 import fcntl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, event, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from adapters.errors import Conflict, StoreError
 from adapters.glances import Glances
@@ -98,7 +98,9 @@ class Database:
                 try:
                     yield connection.execute(text(statement), {"key": ADVISORY_LOCK + 1}).scalar() is not False
                 finally:
-                    connection.invalidate()  # back in the pool it would hold the lock for ever
+                    with suppress(DBAPIError):  # the server notices a moment later that a connection was closed
+                        connection.execute(text("SELECT pg_advisory_unlock_all()"))
+                    connection.invalidate()  # back in the pool it might hold the lock for ever
         elif (file := self._engine.url.database) not in (None, "", ":memory:"):
             with Path(f"{file}.served").open("ab") as lock:
                 try:

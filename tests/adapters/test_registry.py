@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from adapters.errors import Conflict, InvalidAdapter, NotFound, StoreError
 from adapters.manifest import Manifest
@@ -511,6 +512,23 @@ def test_while_a_server_is_up_nobody_is_alone_with_the_registry(two: tuple[Regis
             raise KeyError
     with second.unserved():
         pass
+
+
+def test_a_server_that_has_ended_is_gone_before_its_connection_is(postgres: Callable[[], str]) -> None:
+    """PostgreSQL notices the end of a connection a moment later: whoever came in that moment was told of a server."""
+    url = postgres()
+    ended, next_one = Registry(url), Registry(url)
+    seen: list[str] = []
+
+    def connection_ends(*_: object) -> None:
+        with next_one.unserved():
+            seen.append("alone")
+
+    with ended.serving():
+        event.listen(ended._database._engine, "invalidate", connection_ends)
+    assert seen == ["alone"]
+    ended.close()
+    next_one.close()
 
 
 def test_a_server_waits_until_whoever_is_alone_has_done(two: tuple[Registry, Registry]) -> None:
