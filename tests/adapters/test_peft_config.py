@@ -169,9 +169,9 @@ def test_unknown_options_are_told(tmp_path: Path) -> None:
 
 def test_the_worst_patterns_that_pass_match_quickly(tmp_path: Path) -> None:
     config = read(tmp_path, rank_pattern={f".*.*{'x' * number}!"[:-1] + "y": 1 for number in range(32)})
-    start = time.perf_counter()
+    start = time.process_time()
     assert config.rank_of("x" * 100) == 4
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 5  # it takes 2 ms; patterns that do not pass take hours
 
 
 def test_every_known_option_of_the_installed_peft_is_decided_on() -> None:

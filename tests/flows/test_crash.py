@@ -23,6 +23,8 @@ from tests.adapters.operations import Place
 from tests.adapters.sound import require_sound
 
 ROUNDS = 8
+"""At least; more where the machine is so slow that not every kind of work was acknowledged in them."""
+KINDS = {"upload", "promote", "delete"}
 CLIENTS = 4
 MESSAGES = [{"role": "user", "content": "hello"}]
 Known = dict[str, Any]
@@ -115,7 +117,7 @@ def look(client: httpx.Client, name: str) -> Known:
 
 def settled(client: httpx.Client) -> None:
     """Wait until what the last server left in the middle is tried or deleted."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         adapters = client.get("/v1/adapters").raise_for_status().json()["data"]
         if all(version["state"] == "ready" for adapter in adapters for version in adapter["versions"]):
@@ -128,7 +130,9 @@ def test_what_was_acknowledged_outlives_every_kill(base: BaseModel, tmp_path: Pa
     adapter = write_adapter(tmp_path / "adapter", base, rank=4, seed=1)
     data, chance = tmp_path / "data", Random(0)
     clients = [Client(f"adapter{number}", number, adapter) for number in range(CLIENTS)]
-    for _ in range(ROUNDS):
+    done, rounds = Counter[str](), 0
+    while rounds < ROUNDS or not done.keys() >= KINDS:
+        rounds += 1
         with serve(base, data) as server:
             server.wait_ready()
             check(server, clients)
@@ -139,14 +143,13 @@ def test_what_was_acknowledged_outlives_every_kill(base: BaseModel, tmp_path: Pa
             server.kill()
             for thread in working:
                 thread.join()
+        done = sum((client.done for client in clients), Counter[str]())
     with serve(base, data) as server:
         server.wait_ready()
         check(server, clients)
         server.stop()
     require_sound(Place(data, store="adapters"))
-    done = sum((client.done for client in clients), Counter[str]())
-    print(f"acknowledged: {dict(done)}")
-    assert {"upload", "promote", "delete"} <= done.keys()
+    print(f"acknowledged in {rounds} rounds: {dict(done)}")
 
 
 def check(server: ServerProcess, clients: list[Client]) -> None:

@@ -209,7 +209,7 @@ def compare(alone: dict[tuple[str, str], list[Token]], answers: list[Asked]) -> 
 
 async def no_lease_left(live: Live) -> None:
     async with live.async_client() as client:
-        for _ in range(50):
+        for _ in range(600):
             residency = (await client.get("/v1/residency")).json()["data"]
             page = (await client.get("/metrics")).text
             running = [line for line in page.splitlines() if line.startswith("vllm:num_requests_running{")]

@@ -15,11 +15,11 @@ from adapters.records import MERGE_ONLY
 from server import merging
 from server.engine import pool as pools
 from server.engine.fake import FakeEngine
-from tests.server.harness import Exchange, World, chat, ingest, until, world
+from tests.server.harness import PATIENCE_S, Exchange, World, chat, ingest, until, world
 
 ADAPTER = "/v1/adapters/a"
 DEFAULT = f"{ADAPTER}/aliases/default"
-JOB_S = 60.0
+JOB_S = PATIENCE_S
 
 
 @pytest.fixture(autouse=True)

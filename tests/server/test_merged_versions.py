@@ -16,10 +16,10 @@ from server.engine.fake import FakeEngine
 from server.merged_orders import budget
 from server.routes.jobs import job_json
 from server.settings import Settings
-from tests.server.harness import Exchange, World, chat, ingest, until, world
+from tests.server.harness import PATIENCE_S, Exchange, World, chat, ingest, until, world
 
 MERGED = "/v1/adapters/a/versions/1/merged"
-JOB_S = 60.0
+JOB_S = PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +53,16 @@ def left(built: World) -> set[str]:
 
 async def test_from_the_wish_to_the_engine_and_back(built: World) -> None:
     name = ingest(built, "a")
+    hold = built.settings.data_dir / "control" / "hold"
+    hold.parent.mkdir()
+    hold.touch()
     async with built.running():
         assert (await ask(built, "GET"))[0] == 404
         status, job = await ask(built, "PUT")
         assert (status, job["kind"], job["state"]) == (202, "merged_engine", "queued")
         assert (await ask(built, "PUT"))[1]["id"] == job["id"], "a second wish is the same job"
         assert await way(built) == "lora"
+        hold.unlink()
         ended = job_json(await built.services.runner.ended(job["id"], JOB_S))
         assert (ended["state"], ended["error"]) == ("succeeded", None)
         assert ended["progress"]["stage"] == "ready"

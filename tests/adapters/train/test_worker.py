@@ -57,9 +57,11 @@ def test_what_would_not_fit_is_refused_before_the_base_is_loaded(directory: Path
 
 
 def test_it_goes_at_once_when_its_parent_closes_its_input(directory: Path) -> None:
+    path = directory / "run.yaml"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": {"max_steps": 100_000}}))
     with begun(directory) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline()) == {"stage": "validating"}
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert process.returncode == 1
     assert not (directory / "out").exists()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from server.vllm_plugin.orphans import end_with_parent
+from tests.server.harness import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
@@ -22,8 +23,7 @@ from tests.server.vllm_plugin.test_orphans import child
 if __name__ == "__main__":
     process = multiprocessing.get_context(sys.argv[1]).Process(target=child, args=(sys.argv[2] == "watching",))
     process.start()
-    print(process.pid, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -31,7 +31,8 @@ def child(watching: bool) -> None:
     if watching:
         end_with_parent()
         end_with_parent()
-    time.sleep(60)
+    print(os.getpid(), flush=True)
+    time.sleep(600)
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
@@ -41,11 +42,10 @@ def test_a_child_ends_with_its_parent(method: str, watching: bool) -> None:
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
     assert parent.stdout is not None
     process = psutil.Process(int(parent.stdout.readline()))
-    time.sleep(1.5 if watching else 0.1)  # it has to get that far
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    _, alive = psutil.wait_procs([process], timeout=10 if watching else 0.5)
+    _, alive = psutil.wait_procs([process], timeout=PATIENCE_S if watching else 0.5)
     for each in alive:
         each.kill()
     assert bool(alive) is not watching
