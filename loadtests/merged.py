@@ -103,7 +103,7 @@ def _servers(base: BaseModel, scratch: Path, arguments: argparse.Namespace) -> I
             name: write_adapter(scratch / name, base, rank=RANK, seed=seed) for seed, name in enumerate((MERGED, LORA))
         }
         upload(server.url, adapters)
-        _promote(server.url)
+        promote(server.url)
         yield [
             Way(BARE, bare.url, base.name),
             Way(OURS, server.url, MERGED),
@@ -119,7 +119,8 @@ def _bare(flags: list[str], directory: Path) -> ServerProcess:
     return start(command, f"http://127.0.0.1:{port}", directory.with_suffix(".log"))
 
 
-def _promote(url: str) -> None:
+def promote(url: str) -> None:
+    """Have the adapter of that name merged, and wait for its engine."""
     with httpx.Client(base_url=url, timeout=BUILD_S + 60, trust_env=False) as client:
         path = f"/v1/adapters/{MERGED}/versions/1/merged"
         job = client.put(path, params={"wait_s": BUILD_S}, json={"accept_loss": True}).raise_for_status().json()
