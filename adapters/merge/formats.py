@@ -27,9 +27,12 @@ def float16(weight: Tensor) -> Tensor:
 
 
 def q8_0(weight: Tensor) -> Tensor:
+    """To the bit what ggml makes of it: codes by the scale before that is rounded itself, halves away from zero."""
     blocks = weight.float().reshape(-1, Q8_BLOCK)
     exact = blocks.abs().amax(dim=1, keepdim=True) / Q8_LARGEST
-    codes = torch.where(exact > 0, blocks / exact, 0).round()  # as ggml: by the scale before it is rounded itself
+    scaled = blocks * torch.where(exact > 0, 1 / exact, 0)
+    size = scaled.abs()
+    codes = scaled.sign() * (size.floor() + (2 * size.frac()).floor())
     return (codes * exact.to(torch.float16).float()).reshape(weight.shape)
 
 

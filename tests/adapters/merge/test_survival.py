@@ -45,6 +45,17 @@ def test_q8_0_keeps_whole_codes_and_loses_fractions() -> None:
     assert kept("q8_0", weight, change * 0.4) == 0.0
 
 
+def test_q8_0_is_to_the_bit_what_the_gguf_package_writes() -> None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    weight = torch.randn(64, 4096, generator=torch.Generator().manual_seed(0))
+    weight[0] = torch.arange(4096) % 128 - 63.5  # halves, where the scale is 1
+    weight[0, ::32] = 127.0
+    theirs = dequantize(quantize(weight.numpy(), GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)
+    assert torch.equal(q8_0(weight), torch.from_numpy(theirs))
+
+
 def test_q8_0_holds_zeros() -> None:
     assert torch.equal(q8_0(torch.zeros(1, 32)), torch.zeros(1, 32))
 
