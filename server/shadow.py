@@ -208,7 +208,7 @@ class Shadows:
         if said is None:
             return
         ref = f"{sample.key[0]}@{sample.shadow.number}"
-        target = await self._fetches.at_hand(await asyncio.to_thread(self._resolver.resolve, ref))
+        target = await self._fetches.at_hand(await self._resolver.find(ref))
         assert target.path is not None
         async with AsyncExitStack() as held:
             use = held.enter_context(self._running.entered(target.engine_name, has_client=False))
