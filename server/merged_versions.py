@@ -194,9 +194,8 @@ class MergedVersions:
             used = {engine.directory for engine in self._merged.snapshot().values()}
             key = merged_weights.key_of(path)
             if path not in used and (key is None or not (key in wanted or self._wanted[key])):
-                going.append(
-                    merged_weights.aside(path)
-                )  # renamed before anybody else has the word: a job sees all of it, or nothing
+                # renamed before anybody else has the word: a job sees all of it, or nothing
+                going.append(merged_weights.aside(path))
         for path in going:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 

@@ -28,6 +28,9 @@ from adapters.remote import Remote
 from server.adapters_cli import jobs, tables
 
 SERVER = "--server"
+OF_A_MERGE = ("--from", "--data", "--max-kl", "--max-loss-increase", "--accept-loss")
+"""Flags of what is merged into its base."""
+OF_SEVERAL = ("--promote", "--method", "--weights", "--density", "--majority-sign", "--seed", "--rank")
 
 
 def is_meant(argv: Sequence[str]) -> bool:
@@ -54,8 +57,8 @@ def parse_merge(argv: Sequence[str]) -> argparse.Namespace:
 def parse_export(argv: Sequence[str]) -> argparse.Namespace:
     parser = _export_parser()
     arguments = parser.parse_args(argv)
-    if arguments.format == "gguf-lora" and arguments.data:
-        parser.error("--data is for what is merged; gguf-lora is the adapter alone")
+    if arguments.format == "gguf-lora":
+        _require_absent(parser, arguments, OF_A_MERGE, "is for what is merged; gguf-lora is the adapter alone")
     _require_one_file(parser, arguments)
     return arguments
 
@@ -76,13 +79,25 @@ def _require_words(parser: argparse.ArgumentParser, arguments: argparse.Namespac
     count = len(arguments.adapters)
     if (count > 1) != (arguments.into is not None):
         parser.error("--into names the adapter that several adapters become")
-    if arguments.weights is not None and len(arguments.weights) != count:
+    if count > 1 and arguments.weights is not None and len(arguments.weights) != count:
         parser.error(f"{count} adapters and {len(arguments.weights)} weights; give one for each")
-    if count > 1 and arguments.out is not None:
-        parser.error("--out is for one adapter; `loraplex adapters pull` downloads the one that several become")
-    if count > 1 and arguments.data:
-        parser.error("--data is for one adapter, which is merged into its base")
+    if count > 1:
+        why = "is for one adapter; `loraplex adapters pull` downloads the one that several become"
+        _require_absent(parser, arguments, ("--out",), why)
+        _require_absent(parser, arguments, ("--dtype", *OF_A_MERGE), "is for one adapter, merged into its base")
+    else:
+        _require_absent(parser, arguments, OF_SEVERAL, "is for several adapters that become one")
     _require_one_file(parser, arguments)
+
+
+def _require_absent(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, flags: Sequence[str], why: str
+) -> None:
+    """What would have no effect is not taken: whoever gives it expects one."""
+    for flag in flags:
+        name = "values" if flag == "--from" else flag.removeprefix("--").replace("-", "_")
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"{flag} {why}")
 
 
 def _require_one_file(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -119,13 +119,20 @@ def test_what_is_refused_says_why(call: Call, capsys: pytest.CaptureFixture[str]
     assert "(bad_request)" in call("export", "sea", "--format", "nf4", "--outtype", "f16", code=1)
     said = call("export", "sea", "--format", "nf4", "--accept-differences", code=1)
     assert "accept_differences is for gguf and gguf-lora" in said
+    alone = ["export", "sea", "--format", "gguf-lora"]
     for words in (
         ["merge", "sea", "sky"],
         ["merge", "sea", "--into", "x"],
         ["merge", "sea", "sky", "--into", "x", "--weights", "1"],
         ["merge", "sea", "sky", "--into", "x", "--data", "rows.jsonl"],
         ["merge", "sea", "--data", "rows.jsonl", "--data", "more.jsonl"],
-        ["export", "sea", "--format", "gguf-lora", "--data", "rows.jsonl"],
+        [*alone, "--data", "rows.jsonl"],
+        [*alone, "--accept-loss"],
+        [*alone, "--from", "original"],
+        ["merge", "sea", "sky", "--into", "x", "--max-kl", "0.1"],
+        ["merge", "sea", "sky", "--into", "x", "--dtype", "float16"],
+        ["merge", "sea", "--rank", "8"],
+        ["merge", "sea", "--weights", "1"],
     ):
         with pytest.raises(SystemExit, match="2"):
             main([*words, "--server", "http://127.0.0.1:1"])
