@@ -26,6 +26,7 @@ from adapters.merge.export.exporting import export as write_export
 from adapters.merge.export.formats import DTYPES, STORED
 from adapters.merge.orders import ComposeOrder, ExportOrder, MergeOrder, Order, Proof, read_order, recipe_of
 from adapters.merge.plan import Dtype, MergePlan, plan_merge
+from adapters.merge.report import FidelityReport
 from adapters.merge.verify import Wishes, check_of, read_report, summary
 from adapters.upload import PROVENANCE
 
@@ -74,7 +75,13 @@ def merged(
         accept_loss=proof.accept_loss,
         stored=stored,
     )
-    check = check_of(plan, wishes, _measuring(tell))
+
+    def shown(report: FidelityReport) -> None:
+        """Before it is judged: of a merge that is refused it is all that stays."""
+        figures = {"fidelity": summary(report, wishes.budget), "report": report.to_json(modules=False)}
+        tell({"stage": "measured", **figures})
+
+    check = check_of(plan, wishes, _measuring(tell), shown)
     record = write_merged(plan, destination, progress(tell, "merging", plan.size_bytes), check)
     report = read_report(destination)
     return {**record, "report": report.to_json(), "fidelity": summary(report, wishes.budget)}

@@ -17,6 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from adapters.errors import NotTheSame
+from adapters.merge.report import FidelityReport
 from server import exports, merging
 from server.merge_fields import ExportFields
 from tests.server.conftest import wait_until_ready
@@ -210,6 +211,9 @@ def test_what_loses_too_much_is_refused_unless_the_loss_is_accepted(
         422,
     )
     assert "KL to the adapter on task is 0.5000" in refused["job"]["error"]["message"]
+    progress = client.get(f"/v1/jobs/{refused['job']['id']}").json()["progress"]
+    assert (progress["stage"], progress["fidelity"]["task"]["kl"]) == ("measured", 0.5)
+    assert FidelityReport.from_json(progress["report"]).wanted.task.kl == 0.5
     assert left(built) == [f"{refused['id']}.json"]
     taken = made(client, accept_loss=True)
     assert (taken["id"], taken["state"]) == (refused["id"], "ready")
