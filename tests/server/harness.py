@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -169,6 +170,14 @@ class Exchange:
     @property
     def text(self) -> str:
         return b"".join(message.get("body", b"") for message in self.messages).decode()
+
+
+def until_let_go(client: TestClient, job_id: str) -> None:
+    """Until the server has counted and cleared up behind a job that has ended: a moment after that shows."""
+    runner, deadline = client.app.state.services.runner, time.monotonic() + PATIENCE_S  # type: ignore[attr-defined]
+    while any(run.job.id == job_id for run in list(runner._running.values())):
+        assert time.monotonic() < deadline, job_id
+        time.sleep(0.005)
 
 
 async def until(condition: Any, timeout_s: float = PATIENCE_S) -> None:

@@ -21,7 +21,7 @@ from adapters.merge.report import FidelityReport
 from server import exports, merging
 from server.merge_fields import ExportFields
 from tests.server.conftest import wait_until_ready
-from tests.server.harness import PATIENCE_S, World, ingest, upload, world
+from tests.server.harness import PATIENCE_S, World, ingest, until_let_go, upload, world
 
 EXPORTS = "/v1/exports"
 WEIGHTS = "model.safetensors"
@@ -52,6 +52,8 @@ def until(client: TestClient, export_id: str, reached: Callable[[dict[str, Any]]
     while not reached(export := client.get(f"{EXPORTS}/{export_id}").json()):
         assert time.monotonic() < deadline, export
         time.sleep(0.02)
+    if ended(export):
+        until_let_go(client, export["job"]["id"])
     return dict(export)
 
 
@@ -346,9 +348,11 @@ def short_lived(tiny_base: Path, tmp_path: Path) -> Iterator[tuple[World, TestCl
 def test_it_goes_when_its_time_has_come(short_lived: tuple[World, TestClient]) -> None:
     built, client = short_lived
     upload(client, "sea")
-    export_id = ask(client).json()["id"]
+    asked = ask(client).json()
+    export_id = asked["id"]
     deadline = time.monotonic() + PATIENCE_S
     while client.get(f"{EXPORTS}/{export_id}").status_code != 404:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    until_let_go(client, asked["job"]["id"])
     assert left(built) == []

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from server import fine_tuning
 from tests.server.conftest import wait_until_ready
-from tests.server.harness import PATIENCE_S, World, chat, said, upload, world
+from tests.server.harness import PATIENCE_S, World, chat, said, until_let_go, upload, world
 from tests.server.test_data_files_routes import ROW, send
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -57,7 +57,9 @@ def until(client: TestClient, job_id: str, reached: Callable[[dict[str, Any]], b
 
 
 def end_of(client: TestClient, job_id: str) -> dict[str, Any]:
-    return until(client, job_id, lambda job: job["finished_at"] is not None)
+    job = until(client, job_id, lambda job: job["finished_at"] is not None)
+    until_let_go(client, job_id.removeprefix("ft"))
+    return job
 
 
 def at_step(number: int) -> Callable[[dict[str, Any]], bool]:

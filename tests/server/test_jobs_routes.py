@@ -29,6 +29,7 @@ from tests.server.harness import (
     events,
     said,
     until,
+    until_let_go,
     world,
 )
 
@@ -77,6 +78,7 @@ def end_of(client: TestClient, job_id: str) -> dict[str, Any]:
     while (job := client.get(f"{JOBS}/{job_id}").json())["ended_at"] is None:
         assert time.monotonic() < deadline, job
         time.sleep(0.02)
+    until_let_go(client, job_id)
     return dict(job)
 
 

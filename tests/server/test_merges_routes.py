@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from adapters import schema
 from server import merging
-from tests.server.harness import PATIENCE_S, World, upload
+from tests.server.harness import PATIENCE_S, World, until_let_go, upload
 
 MERGES = "/v1/merges"
 
@@ -28,6 +28,7 @@ def done(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
     while (job := client.get(response.headers["location"]).json())["ended_at"] is None:
         assert time.monotonic() < deadline, job
         time.sleep(0.02)
+    until_let_go(client, job["id"])
     return dict(job)
 
 
