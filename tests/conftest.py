@@ -1,5 +1,5 @@
-"""What every test shares: no network for model hubs, S3 and PostgreSQL servers, the demo base kept between runs, and
-a base of random weights that is small enough to train in a second."""
+"""What every test shares: no network for model hubs, no processes that outlive a run, S3 and PostgreSQL servers, the
+demo base kept between runs, and a base of random weights that is small enough to train in a second."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests import survivors
 from tests.adapters import postgres as postgres_server
 from tests.adapters import s3 as s3_server
 
@@ -24,6 +25,12 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 CACHE_DIR = Path(os.environ.get("LORAPLEX_CACHE_DIR", Path(__file__).parent.parent / ".cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_survivors() -> Iterator[None]:
+    with survivors.none():
+        yield
 
 
 @pytest.fixture(scope="session")
