@@ -329,7 +329,8 @@ async def test_a_version_that_goes_ends_its_story(bench: Bench) -> None:
     assert (bench.last().state, bench.last().reason) == ("demoted", "its version is out of service")
 
 
-async def test_an_engine_that_is_given_up_makes_room(bench: Bench) -> None:
+async def test_an_engine_that_is_given_up_makes_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.engine.pool.WATCH_S", 3600.0)  # or it would be found dead, and built again
     bench.add("a")
     await bench.kept("a")
     engine = bench.merged.find(engine_name(bench.version("a")))
