@@ -113,9 +113,13 @@ def _sort(source: Source) -> Tensors:
         if match is not None:
             require_lora_module(match["module"], source.base)
             tensors.pairs.setdefault(match["module"], {})[match["part"]] = source.spans[name]
+    found: dict[str, str] = {}
     for name, match in parts.items():
         if match is None:
-            tensors.whole[_name_in_base(name, source)] = source.spans[name]
+            own = _name_in_base(name, source)
+            if (other := found.setdefault(own, name)) != name:
+                raise refuse("unsupported_tensor", f"{other[:200]!r} and {name[:200]!r} are both to be {own}")
+            tensors.whole[own] = source.spans[name]
     return tensors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,20 @@ def test_the_gate_refuses_what_no_merge_takes(base: BaseModel, pristine: Any, tm
     with pytest.raises(InvalidAdapter) as refused:
         judge(tmp_path / "a", base, 16)
     assert refused.value.code == REFUSED[name][1]
+
+
+@pytest.mark.parametrize("infix", ["original_module", "modules_to_save"])
+def test_two_values_for_one_tensor_are_refused(base: BaseModel, pristine: Any, tmp_path: Path, infix: str) -> None:
+    """PEFT would take one of them; which, depends on how it was saved."""
+    make(CASES["a trained norm"], pristine, tmp_path / "a")
+    path = tmp_path / "a/adapter_model.safetensors"
+    tensors = load_file(path)
+    (trained,) = (name for name in tensors if name.endswith("model.norm.weight"))
+    save_file({**tensors, trained.replace("norm.", f"norm.{infix}."): tensors[trained] + 1}, path)
+    for read in (partial(plan_merge, tmp_path / "a", base), partial(judge, tmp_path / "a", base, 16)):
+        with pytest.raises(InvalidAdapter, match=r"are both to be model\.norm\.weight") as refused:
+            read()
+        assert refused.value.code == "unsupported_tensor"
 
 
 def test_another_embedding_beside_the_adapter_is_no_copy(base: BaseModel, pristine: Any, tmp_path: Path) -> None:
