@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -68,8 +69,14 @@ class Admission:
         if version.state != CHECKING or self._probe is None:
             self._lifecycle.trim(version.adapter)
             return version
-        await asyncio.wait([self._start(version)], timeout=WAIT_S if wait_s is None else wait_s)
-        found = await asyncio.to_thread(self._registry.resolve, version.adapter, str(version.number))
+        deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
+        for _ in range(
+            2
+        ):  # the last trial of one that is uploaded again may not have ended yet: it is not tried by that
+            await asyncio.wait([self._start(version)], timeout=max(0.0, deadline - time.monotonic()))
+            found = await asyncio.to_thread(self._registry.resolve, version.adapter, str(version.number))
+            if found.state != CHECKING:
+                break
         if found.state != FAILED:
             return found
         if created:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from server.engine.protocol import AdapterHandle
 from server.errors import AdapterUnavailable
 from tests.adapters.factories import AdapterFiles, lora_tensors, tensor
 from tests.server.conftest import wait_until_ready
-from tests.server.harness import World, adapter_files, as_parts, until, world
+from tests.server.harness import PATIENCE_S, World, adapter_files, as_parts, until, world
 
 
 @pytest.fixture
@@ -137,6 +138,29 @@ async def test_one_that_fails_when_nobody_waits_stays_and_says_why(probing: Worl
         assert probing.services.registry.adapter("bad").aliases == {}
         probing.engine.fault = lambda handle: None
         assert (await admitted(probing, "bad")).state == "ready"  # the same bytes again: another try
+
+
+async def test_one_that_is_uploaded_again_while_its_failed_trial_ends_is_tried_again(
+    running: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, may_end = running.services.registry, threading.Event()
+    reject = registry.reject
+
+    def reject_slowly(version: Version, reason: str) -> None:
+        reject(version, reason)
+        may_end.wait(PATIENCE_S)
+
+    monkeypatch.setattr(registry, "reject", reject_slowly)
+    running.engine.fault = faulty("nan")
+    running.engine.pause(loads=True)
+    await running.services.admission.upload("bad", adapter_files().uploads(), UploadOptions(), wait_s=0)
+    running.engine.go_on()
+    await until(lambda: registry.resolve("bad", "1").state == "failed")
+    running.engine.fault = lambda handle: None
+    again = asyncio.create_task(admitted(running, "bad"))
+    await until(lambda: registry.resolve("bad", "1").state == "checking")
+    may_end.set()
+    assert (await again).state == "ready"
 
 
 async def test_it_is_tried_when_the_engine_is_there(tiny_base: Path, tmp_path: Path) -> None:
