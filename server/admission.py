@@ -70,9 +70,7 @@ class Admission:
             self._lifecycle.trim(version.adapter)
             return version
         deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
-        for _ in range(
-            2
-        ):  # the last trial of one that is uploaded again may not have ended yet: it is not tried by that
+        for _ in range(2):  # the first may be the end of an earlier trial, which this upload came too late for
             await asyncio.wait([self._start(version)], timeout=max(0.0, deadline - time.monotonic()))
             found = await asyncio.to_thread(self._registry.resolve, version.adapter, str(version.number))
             if found.state != CHECKING:

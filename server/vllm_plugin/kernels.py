@@ -8,8 +8,9 @@ them. Here one call serves all slices of a layer and all rows of the batch, each
 rank that its adapter really has: an adapter of rank 4 in a slot for 16 costs a quarter, and a layer that it does not
 change nothing. It reads bf16 as it lies and sums in fp32. It runs on one thread: for few rows, sharing out costs more.
 
-numba is there wherever vLLM is: vLLM requires it. What it compiles is kept in `NUMBA_CACHE_DIR`. Importing this module
-takes a second, so only `fused_lora` does, when a model is loaded.
+numba is there wherever vLLM is: vLLM requires it. What it compiles is kept in `NUMBA_CACHE_DIR`, as of this file's time
+and size: what is compiled in stands in one file, or the cache would not see it change. Importing this module takes a
+second, so only `fused_lora` does, when a model is loaded.
 """
 
 from __future__ import annotations
