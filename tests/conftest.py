@@ -4,6 +4,7 @@ demo base kept between runs, and a base of random weights that is small enough t
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads beside an engine cost 20 times the work
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As a shell has it for what it starts in the background; a Ctrl-C that a test sends would reach nobody.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run: a commit is green or it is not. New ones: pytest --hypothesis-profile=default
 settings.register_profile("repeatable", derandomize=True)
