@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from functools import cache
+from sqlite3 import OperationalError
 from typing import Any
 
 from sqlalchemy import Engine, Select
@@ -33,10 +34,12 @@ class Glances:
                 self._connection, self._is_open = _held(self._engine), True
             if self._connection is None:
                 return None
-            found = self._connection.execute(
-                _sql(statement), parameters
-            ).fetchall()  # all: or the transaction stays open
-        return found[0][0] if found else None
+            try:
+                found = self._connection.execute(_sql(statement), parameters)
+                rows = found.fetchall()  # all: or the transaction stays open
+            except OperationalError:  # a thread may wait, or learn what is wrong
+                return None
+        return rows[0][0] if rows else None
 
     def close(self) -> None:
         with self._turn:
@@ -52,6 +55,7 @@ def _held(engine: Engine) -> Any:
     lent = engine.raw_connection()
     held: Any = lent.driver_connection
     lent.detach()
+    held.execute("PRAGMA busy_timeout = 0")  # whoever else waits meanwhile is every request
     if held.execute("PRAGMA journal_mode").fetchall() == [("wal",)]:
         return held
     held.close()

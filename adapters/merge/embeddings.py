@@ -14,6 +14,7 @@ from functools import partial
 from adapters.base import WEIGHT, BaseModel
 from adapters.base_weights import BaseWeights
 from adapters.convert.change import Factors
+from adapters.convert.lora import MAGNITUDE
 from adapters.convert.source import Parts, Source, require_parts, require_shapes
 from adapters.errors import NotMergeable
 from adapters.peft_config import read_scaling
@@ -24,7 +25,6 @@ HEAD = "lm_head"
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_embedding_[AB])")
 A, B = "lora_embedding_A", "lora_embedding_B"
-MAGNITUDE = "lora_magnitude_vector"
 OF_BASE = f".base_layer{WEIGHT}"
 """Behind a module: the base's own, which PEFT saves beside an adapter on an end."""
 

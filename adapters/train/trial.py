@@ -21,8 +21,8 @@ from adapters.train.labels import Example, encode_all
 from adapters.train.provenance import PROVENANCE
 from adapters.train.questions import Question
 from adapters.train.sections import ModelSection, QuantizationSection
+from adapters.upload import CONFIG as ADAPTER_CONFIG
 
-ADAPTER_CONFIG = "adapter_config.json"
 BATCH = 8
 NO_LIMIT = 1 << 20
 """Tokens of a row: an evaluation cuts nothing."""

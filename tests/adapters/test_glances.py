@@ -64,6 +64,15 @@ def test_no_transaction_stays_open(database: Database, file: Path) -> None:
     assert not busy
 
 
+def test_where_the_database_refuses_there_is_no_look(database: Database, file: Path) -> None:
+    """Whoever goes to a thread instead waits there, or is told what is wrong."""
+    assert database.glances.value(VALUE, name="one") == 1
+    other = sqlite3.connect(file)
+    other.execute("DROP TABLE things")
+    other.close()
+    assert database.glances.value(VALUE, name="one") is None
+
+
 def test_it_is_opened_again_after_it_was_closed(database: Database) -> None:
     assert database.glances.value(VALUE, name="one") == 1
     database.close()
